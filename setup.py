@@ -1,0 +1,40 @@
+"""Installs Overhaul. mmcv is left to the user: see the README."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r"__version__ = '(.+)'", (here / 'overhaul/__init__.py').read_text()).group(1)
+
+setup(
+    name='overhaul',
+    version=version,
+    description='Feature distillation (A Comprehensive Overhaul of Feature Distillation) for mmpretrain and mmseg',
+    long_description=(here / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['overhaul', 'overhaul.*']),
+    package_data={'overhaul': ['py.typed', 'weights/*.pth']},
+    install_requires=[
+        'torch>=2.4',
+        'torchvision',
+        'mmengine>=0.10.7',
+        'mmsegmentation>=1.2.2',
+        'mmpretrain>=1.2.0',
+        'scikit-learn',
+        # mmsegmentation imports these two and does not declare them.
+        'ftfy',
+        'regex',
+        # mmengine 0.10.7 reads pkg_resources, which setuptools 81 announces to be gone.
+        'setuptools<81',
+    ],
+    extras_require={
+        # mmcv and mmcv-lite install into the same folder, so a hard requirement on either would overwrite the other.
+        # `pip install overhaul[lite]` brings the one that needs no compiler; with a full mmcv leave the extra out.
+        'lite': ['mmcv-lite==2.1.0'],
+        'test': ['pytest', 'ruff', 'scipy'],
+    },
+)
