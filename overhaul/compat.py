@@ -27,8 +27,8 @@ def _stub_mmcv_ops() -> None:
     """
     if importlib.util.find_spec('mmcv') is None:
         raise ModuleNotFoundError(
-            'Overhaul needs mmcv, which is not installed. `pip install mmcv-lite==2.1.0` brings the build that needs no '
-            'compiler; a full mmcv 2.x does as well.')
+            'Overhaul needs mmcv, which is not installed. `pip install mmcv-lite==2.1.0` brings the build that needs '
+            'no compiler; a full mmcv 2.x does as well.')
     if 'mmcv._ext' not in sys.modules and importlib.util.find_spec('mmcv._ext') is None:
         sys.modules['mmcv._ext'] = _OperatorStub('mmcv._ext')
 

@@ -1,0 +1,224 @@
+"""OverhaulDistiller: a student that learns the pre-ReLU features of a teacher beside its own task."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from overhaul.checkpoints import load_weights
+from overhaul.registry import MODELS, build, nearest
+from overhaul.taps import Taps
+
+_TAP_KEYS = ('teacher', 'student', 'loss_weight', 'margin_norm')
+
+
+@MODELS.register_module()
+class OverhaulDistiller(BaseModel):
+    """Trains ``student`` on its own task and on the features of a fixed ``teacher`` (Heo et al., ICCV 2019).
+
+    In ``loss`` mode the losses are those of the student, and one per tap,
+    ``loss_weight_of_the_tap * distill_loss(connector(S), margin(T))``, under ``distill.loss_<student tap>``.
+    In ``predict`` and ``tensor`` mode this is the student. A loss that the student calls just ``loss`` is renamed
+    ``loss_task``, since mmengine logs the sum of all losses under ``loss``.
+
+    The teacher is fixed: no gradient, dropout off, running statistics of its batch norms left as they are. It is an
+    attribute and no submodule, hence neither in ``parameters()`` nor in ``state_dict()``: optimizers, checkpoints, DDP,
+    EMA and conversion to synchronised batch norm pass it by.
+
+    Args:
+        teacher: Config of an mmpretrain or mmseg model.
+        student: Likewise.
+        taps: Feature positions, shallow to deep, one dict each with ``teacher`` and ``student`` (``'path.of.module'``
+            or ``'path.of.module:input'``, see :class:`overhaul.taps.Tap`), ``loss_weight`` (default 1), and
+            ``margin_norm``, the path of the teacher's batch norm that gives the margin (default: the last one of as
+            many channels on the main path before the tap).
+        teacher_checkpoint: Weights of the teacher, a file or URL as :func:`overhaul.checkpoints.read_checkpoint` takes
+            it. ``None`` leaves the teacher as its config initialises it, and warns.
+        connector: Student transform, built with ``student_channels`` and ``teacher_channels``.
+        margin: Teacher transform, built with ``norm``, the batch norm before the tap.
+        distill_loss: Distance between the two, scaled with alpha.
+        teacher_batch_norm: ``'batch'`` normalises the teacher with the statistics of the batch, as the paper does
+            (Table 8), ``'running'`` with those of its training.
+        input_size: Height and width of the blank image of the dry run that finds channels and sizes.
+        data_preprocessor: As in mmpretrain and mmseg, where a config gives it beside the model. Goes to the student
+            and, where its config has none, to the teacher.
+
+    Attributes:
+        teacher, student: The models.
+        connectors, margins: One per tap.
+
+    Raises:
+        ValueError: If a tap does not exist, is not reached or has no batch norm; if teacher and student differ in
+            height and width at a tap; if a type is unknown; if the checkpoint does not fit.
+        FileNotFoundError: If the checkpoint does not exist.
+    """
+
+    def __init__(
+        self,
+        teacher: dict,
+        student: dict,
+        taps: Sequence[dict],
+        teacher_checkpoint: str | None = None,
+        connector: dict = dict(type='ConvBNConnector'),  # noqa: B006, read only
+        margin: dict = dict(type='MarginReLU'),  # noqa: B006
+        distill_loss: dict = dict(type='PartialL2Loss'),  # noqa: B006
+        teacher_batch_norm: str = 'batch',
+        input_size: tuple[int, int] = (224, 224),
+        data_preprocessor: dict | None = None,
+    ) -> None:
+        _check_arguments(taps, teacher_batch_norm)
+        student_model = build(_with_preprocessor(student, data_preprocessor), 'student')
+        super().__init__(data_preprocessor=student_model.data_preprocessor)
+        self.student = student_model
+        self.teacher_batch_norm = teacher_batch_norm
+        # Past nn.Module's __setattr__, which would make it a submodule.
+        self.__dict__['teacher'] = _build_teacher(_with_preprocessor(teacher, data_preprocessor), teacher_checkpoint)
+
+        self.teacher_taps = Taps(self.teacher, [tap['teacher'] for tap in taps], 'teacher')
+        self.student_taps = Taps(self.student, [tap['student'] for tap in taps], 'student')
+        self.teacher_taps.dry_run(self.teacher, input_size, stop_after_last=True)
+        self.student_taps.dry_run(self.student, input_size, stop_after_last=False)
+        self._check_sizes(input_size)
+
+        self.tap_weights = [tap.get('loss_weight', 1.0) for tap in taps]
+        self.loss_names = _loss_names([tap['student'] for tap in taps])
+        self.connectors = nn.ModuleList(
+            build(connector, 'connector', scope='overhaul',
+                  student_channels=student_tap.channels, teacher_channels=teacher_tap.channels)
+            for teacher_tap, student_tap in zip(self.teacher_taps, self.student_taps))
+        self.margins = nn.ModuleList(
+            build(margin, 'margin', scope='overhaul', norm=self._margin_norm(teacher_tap, tap.get('margin_norm')))
+            for teacher_tap, tap in zip(self.teacher_taps, taps))
+        self.distill_loss = build(distill_loss, 'distill_loss', scope='overhaul')
+        self.train()
+
+    def _check_sizes(self, input_size: tuple[int, int]) -> None:
+        for teacher_tap, student_tap in zip(self.teacher_taps, self.student_taps):
+            if teacher_tap.size != student_tap.size:
+                raise ValueError(
+                    f'Teacher and student differ in size at a tap: "{teacher_tap.path}" is {_size(teacher_tap.size)} '
+                    f'and "{student_tap.path}" is {_size(student_tap.size)} for an image of {_size(input_size)}. '
+                    'Pair taps of the same stride.')
+
+    def _margin_norm(self, teacher_tap: object, path: str | None) -> _BatchNorm:
+        norm_path = path or teacher_tap.norm_path
+        modules = dict(self.teacher.named_modules())
+        if norm_path is None:
+            raise ValueError(
+                f'No batch norm of {teacher_tap.channels} channels runs before the teacher tap "{teacher_tap.path}", '
+                'so its margin is unknown. Name one with margin_norm="path.of.batch_norm" in that tap, or tap '
+                'elsewhere.')
+        if not isinstance(modules.get(norm_path), _BatchNorm):
+            norms = [name for name, module in modules.items() if isinstance(module, _BatchNorm)]
+            raise ValueError(
+                f'margin_norm="{norm_path}" is no batch norm of the teacher. Nearest: {nearest(norm_path, norms)}.')
+        if modules[norm_path].num_features != teacher_tap.channels:
+            raise ValueError(
+                f'margin_norm="{norm_path}" has {modules[norm_path].num_features} channels and the teacher tap '
+                f'"{teacher_tap.path}" has {teacher_tap.channels}. Name the batch norm that feeds the tap.')
+        teacher_tap.norm_path = norm_path
+        return modules[norm_path]
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> object:
+        """Return all losses of the ``inputs`` (N, 3, H, W) in ``loss`` mode, else what the student gives."""
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        return self.student(inputs, data_samples, mode=mode)
+
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
+        """Return the losses of the student and, per tap, of the distillation, each a scalar."""
+        with torch.no_grad():
+            teacher_features = [
+                margin(feature)
+                for margin, feature in zip(self.margins, self.teacher_taps.read(self.teacher, inputs))]
+        self.student_taps.start()
+        losses = dict(self.student(inputs, data_samples, mode='loss'))
+        if 'loss' in losses:
+            losses['loss_task'] = losses.pop('loss')
+        student_features = self.student_taps.take()
+        for name, weight, connector, student_feature, teacher_feature in zip(
+                self.loss_names, self.tap_weights, self.connectors, student_features, teacher_features):
+            losses[name] = weight * self.distill_loss(connector(student_feature), teacher_feature)
+        return losses
+
+    def train(self, mode: bool = True) -> OverhaulDistiller:
+        """Set the mode of student and connectors. The teacher stays in eval mode but for its batch norms."""
+        super().train(mode)
+        self.student_taps.attach(self.student)
+        self.teacher.eval()
+        if mode and self.teacher_batch_norm == 'batch':
+            for module in self.teacher.modules():
+                if isinstance(module, _BatchNorm):
+                    module.training = True
+        return self
+
+    def init_weights(self) -> None:
+        """Initialise student and connectors; make sure that the teacher is as it was."""
+        before = _fingerprint(self.teacher)
+        super().init_weights()
+        if _fingerprint(self.teacher) != before:
+            raise RuntimeError('The initialisation of the student changed the teacher: they share parameters.')
+
+    def _apply(self, fn: object, recurse: bool = True) -> OverhaulDistiller:
+        # Device and dtype of the teacher follow, though it is no submodule.
+        super()._apply(fn, recurse)
+        self.teacher._apply(fn, recurse)
+        return self
+
+    def _set_device(self, device: torch.device) -> None:
+        super()._set_device(device)
+        self.teacher._set_device(device)
+
+
+def _build_teacher(cfg: dict, checkpoint: str | None) -> nn.Module:
+    teacher = revert_sync_batchnorm(build(cfg, 'teacher'))
+    if checkpoint is None:
+        warnings.warn(
+            'The teacher has no teacher_checkpoint: it is as its config initialises it, so there may be nothing to '
+            'learn from it.', stacklevel=2)
+        teacher.init_weights()
+    else:
+        load_weights(teacher, checkpoint)
+    teacher.requires_grad_(False)
+    for module in teacher.modules():
+        if isinstance(module, _BatchNorm):
+            # In train mode: statistics of the batch, and the running ones not touched. In eval mode: the running ones.
+            module.track_running_stats = False
+    return teacher
+
+
+def _with_preprocessor(cfg: dict, data_preprocessor: dict | None) -> dict:
+    return cfg if data_preprocessor is None else {'data_preprocessor': dict(data_preprocessor), **cfg}
+
+
+def _check_arguments(taps: Sequence[dict], teacher_batch_norm: str) -> None:
+    if teacher_batch_norm not in ('batch', 'running'):
+        raise ValueError(f'teacher_batch_norm is "batch" or "running", not {teacher_batch_norm!r}.')
+    if not taps:
+        raise ValueError('taps is empty: name at least one pair, dict(teacher="path", student="path").')
+    for tap in taps:
+        unknown = [key for key in tap if key not in _TAP_KEYS]
+        missing = [key for key in ('teacher', 'student') if key not in tap]
+        if unknown or missing:
+            raise ValueError(
+                f'The tap {dict(tap)} ' + (f'lacks {missing}' if missing else f'has unknown keys {unknown}')
+                + f'. A tap has the keys {", ".join(_TAP_KEYS)}, of which the first two are required.')
+
+
+def _loss_names(student_paths: Sequence[str]) -> list[str]:
+    names = [f'distill.loss_{path.removeprefix("backbone.").removesuffix(":input")}' for path in student_paths]
+    # A student tap may serve several teacher taps, and losses of one name would replace each other.
+    return [name if names.count(name) == 1 else f'{name}.{names[:i].count(name)}' for i, name in enumerate(names)]
+
+
+def _fingerprint(model: nn.Module) -> list[float]:
+    return [tensor.double().sum().item() for tensor in model.state_dict().values()]
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f'{size[0]}x{size[1]}'

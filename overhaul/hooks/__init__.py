@@ -1,0 +1,3 @@
+from overhaul.hooks.summary import SummaryHook
+
+__all__ = ['SummaryHook']

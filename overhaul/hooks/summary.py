@@ -1,0 +1,123 @@
+"""What a person wants to know at the start and at the end of a training."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from overhaul.distiller import OverhaulDistiller
+from overhaul.registry import HOOKS
+
+
+@HOOKS.register_module()
+class SummaryHook(Hook):
+    """Logs a summary of the distillation before its first step, and the student's best and last result after its last.
+
+    The summary: the teacher and its result on the validation data, the parameters of both models, the taps, and after
+    the first step the distillation loss beside the task loss. With a model that is no distiller only the end is logged.
+
+    Args:
+        validate_teacher: Whether to run the validation data through the teacher before training. Default: True.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, validate_teacher: bool = True) -> None:
+        self.validate_teacher = validate_teacher
+        self._first_step = True
+
+    def before_train(self, runner: Runner) -> None:
+        """Log the models and the taps, and validate the teacher."""
+        model = bare_model(runner)
+        if not isinstance(model, OverhaulDistiller):
+            runner.logger.info(f'Student alone: {count_parameters(model):,} parameters')
+            return
+        runner.logger.info(describe(model))
+        if self.validate_teacher and runner.val_loop is not None:
+            runner.logger.info(f'Teacher: {headline(validate(runner, model.teacher))}')
+
+    def after_train_iter(
+            self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None) -> None:
+        """Log the distillation loss beside the task loss after the first step."""
+        if not self._first_step or not isinstance(bare_model(runner), OverhaulDistiller):
+            return
+        self._first_step = False
+        total = float(outputs['loss'])
+        distillation = sum(float(value) for name, value in outputs.items() if name.startswith('distill.loss'))
+        task = total - distillation
+        ratio = f', {distillation / task:.2g} times it' if task > 0 else ''
+        runner.logger.info(f'First step: task loss {task:.4g}, distillation loss {distillation:.4g}{ratio}')
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Remember the student's result, in the checkpoint too."""
+        if not metrics:
+            return
+        hub = runner.message_hub
+        result = {'step': runner.iter, 'metrics': {name: float(value) for name, value in metrics.items()}}
+        best = hub.get_info('best_result') if 'best_result' in hub.runtime_info else result
+        better = _score(result['metrics']) > _score(best['metrics'])
+        hub.update_info('best_result', result if better else best)
+        hub.update_info('last_result', result)
+
+    def after_train(self, runner: Runner) -> None:
+        """Log the student's best and last result."""
+        hub = runner.message_hub
+        if 'best_result' not in hub.runtime_info:
+            return
+        best, last = hub.get_info('best_result'), hub.get_info('last_result')
+        runner.logger.info(
+            f'Student: best {headline(best["metrics"])} (iteration {best["step"]}), '
+            f'last {headline(last["metrics"])} (iteration {last["step"]})')
+
+
+def bare_model(runner: Runner) -> nn.Module:
+    """Return the runner's model without its wrapper for distributed training."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of weights that ``model`` is made of."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def describe(model: OverhaulDistiller) -> str:
+    """Return a table of the two models and their taps."""
+    teacher, student = count_parameters(model.teacher), count_parameters(model.student)
+    rows = [('teacher tap', 'channels', 'size', 'margin from', 'student tap', 'channels', 'size', 'weight')]
+    for teacher_tap, student_tap, weight in zip(model.teacher_taps, model.student_taps, model.tap_weights):
+        rows.append((
+            teacher_tap.path, str(teacher_tap.channels), '{}x{}'.format(*teacher_tap.size), teacher_tap.norm_path,
+            student_tap.path, str(student_tap.channels), '{}x{}'.format(*student_tap.size), f'{weight:g}'))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return (f'Distillation: teacher {teacher:,} parameters, student {student:,} parameters ({student / teacher:.1%} of '
+            f'the teacher), connectors {count_parameters(model.connectors):,}\n{table}')
+
+
+def validate(runner: Runner, model: nn.Module) -> dict[str, float]:
+    """Return the metrics of ``model`` on the runner's validation data."""
+    loop = runner.val_loop
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    with torch.no_grad():
+        for batch in loop.dataloader:
+            loop.evaluator.process(data_samples=model.val_step(batch), data_batch=batch)
+    for module, training in modes.items():
+        module.training = training
+    return loop.evaluator.evaluate(len(loop.dataloader.dataset))
+
+
+def headline(metrics: dict[str, float]) -> str:
+    """Return the one metric to quote, in words: the error of a classifier, the mIoU of a segmentor."""
+    if 'accuracy/top1' in metrics:
+        return f'{100 - metrics["accuracy/top1"]:.2f} % error'
+    if 'mIoU' in metrics:
+        return f'{metrics["mIoU"]:.2f} % mIoU'
+    return ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics.get('accuracy/top1', metrics.get('mIoU', next(iter(metrics.values()))))

@@ -1,0 +1,224 @@
+"""Taps: where features are read inside a model, without a change to it and within its one forward pass."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+# A batch norm on one of these branches does not scale the feature that the residual block computes.
+_SIDE_BRANCHES = ('downsample', 'shortcut')
+
+
+class ForwardDone(Exception):
+    """Ends a teacher's forward pass after its last tap. It never leaves :meth:`Taps.read`."""
+
+
+class Tap:
+    """One feature position of a model.
+
+    Args:
+        model: The model that holds the position.
+        path: ``'path.of.module'`` for the output of that module, ``'path.of.module:input'`` for what enters it. Of a
+            module that runs several times in one forward pass, as the shared ``relu`` of a residual block does, the
+            last call counts.
+        owner: ``'teacher'`` or ``'student'``, for error messages.
+
+    Attributes:
+        channels, size: Channels and (height, width) of the feature, known after :meth:`Taps.dry_run`.
+        norm_path: Path of the batch norm that feeds the tap, ``None`` where there is none; known after the dry run.
+
+    Raises:
+        ValueError: If the model has no module of that path; names the nearest ones.
+    """
+
+    def __init__(self, model: nn.Module, path: str, owner: str) -> None:
+        self.path, self.owner = path, owner
+        self.module_path, _, self._side = path.partition(':')
+        modules = dict(model.named_modules())
+        if self.module_path not in modules or self._side not in ('', 'input') or path.endswith(':'):
+            raise ValueError(_unknown_tap(path, owner, modules))
+        self.channels: int | None = None
+        self.size: tuple[int, int] | None = None
+        self.norm_path: str | None = None
+        self.calls = 0
+        self.last_call: int | None = None
+        self._copy = False
+        self._feature: Tensor | None = None
+        self._version = 0
+        self.module: nn.Module | None = None
+        self.attach(model)
+
+    def attach(self, model: nn.Module) -> None:
+        """Hook the module of the path; again, where it was replaced since, as conversion to SyncBatchNorm does."""
+        module = model.get_submodule(self.module_path)
+        if module is self.module:
+            return
+        self.module = module
+        # Bound methods, because a deep copy of the model (as EMA makes one) then copies the tap along.
+        if self._side == 'input':
+            if getattr(module, 'inplace', False):
+                module.inplace = False  # same values, and the tap is not overwritten
+            module.register_forward_pre_hook(self._record_input)
+        else:
+            module.register_forward_hook(self._record_output)
+
+    def _record_input(self, module: nn.Module, inputs: tuple) -> None:
+        self._record(inputs[0])
+
+    def _record_output(self, module: nn.Module, inputs: tuple, output: object) -> None:
+        self._record(output)
+
+    def _record(self, feature: object) -> None:
+        if not isinstance(feature, Tensor):
+            raise ValueError(
+                f'The {self.owner} tap "{self.path}" ({type(self.module).__name__}) gives a '
+                f'{type(feature).__name__}, and a tap is one tensor (N, C, H, W). Choose a module inside it.')
+        self._feature = feature.clone() if self._copy else feature
+        self.calls += 1
+        if not torch.compiler.is_compiling():
+            self._version = self._feature._version
+            if self.calls == self.last_call:
+                raise ForwardDone
+
+    @property
+    def _overwritten(self) -> bool:
+        return not torch.compiler.is_compiling() and self._feature._version != self._version
+
+    def start(self) -> None:
+        """Forget the last forward pass."""
+        self.calls, self._feature = 0, None
+
+    def take(self) -> Tensor:
+        """Hand over the feature of the forward pass that just ended, and keep nothing of it.
+
+        Raises:
+            ValueError: If the module did not run, or if its feature was changed in place afterwards.
+        """
+        where = f'The {self.owner} tap "{self.path}" ({type(self.module).__name__})'
+        if self._feature is None:
+            raise ValueError(f'{where} was not reached: the model has this module and does not run it. Choose another.')
+        if self._overwritten:
+            raise ValueError(
+                f'{where} was changed in place after it was read, in a way that the dry run did not show, so the '
+                'feature is lost. Tap the input of the module that changes it ("path.of.module:input"), or make that '
+                'module work out of place (inplace=False).')
+        feature, self._feature = self._feature, None
+        return feature
+
+    def learn(self, norms_before: Sequence[tuple[str, int]]) -> None:
+        """Note what the dry run shows: channels, size, the batch norm before, and whether to copy the feature."""
+        # A copy keeps the feature whatever the model does to its own tensor afterwards.
+        self._copy = self._overwritten
+        feature, self._feature = self._feature, None
+        if feature.dim() != 4:
+            raise ValueError(
+                f'The {self.owner} tap "{self.path}" ({type(self.module).__name__}) has shape {tuple(feature.shape)}, '
+                'and a tap is a map (N, C, H, W). Choose a module before the pooling or flattening.')
+        self.channels, self.size = feature.shape[1], tuple(feature.shape[2:])
+        main_path = [
+            path for path, channels in norms_before
+            if channels == self.channels and not any(branch in path for branch in _SIDE_BRANCHES)]
+        self.norm_path = main_path[-1] if main_path else None
+
+
+class Taps:
+    """The taps of one model, shallow to deep.
+
+    Args:
+        model: An mmengine model with ``forward(inputs, data_samples, mode)``.
+        paths: One path per tap, see :class:`Tap`.
+        owner: ``'teacher'`` or ``'student'``, for error messages.
+    """
+
+    def __init__(self, model: nn.Module, paths: Sequence[str], owner: str) -> None:
+        self.taps = [Tap(model, path, owner) for path in paths]
+
+    def __iter__(self) -> Iterator[Tap]:
+        return iter(self.taps)
+
+    def __len__(self) -> int:
+        return len(self.taps)
+
+    def attach(self, model: nn.Module) -> None:
+        """Hook the taps' modules again where they were replaced."""
+        for tap in self.taps:
+            tap.attach(model)
+
+    def start(self) -> None:
+        """Get ready for a forward pass."""
+        for tap in self.taps:
+            tap.start()
+
+    def take(self) -> list[Tensor]:
+        """Hand over the features of the forward pass that just ended."""
+        return [tap.take() for tap in self.taps]
+
+    def read(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
+        """Run ``model`` on ``inputs`` (N, 3, H, W), no further than its last tap, and return the features."""
+        self.start()
+        try:
+            model(inputs, mode='tensor')
+        except ForwardDone:
+            pass
+        return self.take()
+
+    def dry_run(self, model: nn.Module, input_size: tuple[int, int], stop_after_last: bool) -> None:
+        """Learn each tap's channels, size and batch norm from one forward pass of a blank image in eval mode.
+
+        Args:
+            model: The model that the taps were made for. Comes out as it went in.
+            input_size: Height and width of the blank image.
+            stop_after_last: Whether later passes may end at the tap that is reached last.
+        """
+        events: list[Tap | tuple[str, int]] = []  # taps, and batch norms with their channels, as they ran
+
+        def note(event: Tap | str) -> Callable:
+            if isinstance(event, Tap):
+                return lambda *_: events.append(event)
+            return lambda module, inputs, output: events.append((event, output.shape[1]))
+
+        hooks = [m.register_forward_hook(note(path)) for path, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        for tap in self.taps:
+            register = tap.module.register_forward_pre_hook if tap._side else tap.module.register_forward_hook
+            hooks.append(register(note(tap)))
+        modes = [(module, module.training) for module in model.modules()]
+        parameter = next(model.parameters())
+        model.eval()
+        self.start()
+        try:
+            with torch.no_grad():
+                model(torch.zeros(1, 3, *input_size, dtype=parameter.dtype, device=parameter.device), mode='tensor')
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, training in modes:
+                module.training = training
+        reached = [event for event in events if isinstance(event, Tap)]
+        for tap in self.taps:
+            if tap not in reached:
+                tap.take()  # raises
+            before = events[:len(events) - 1 - events[::-1].index(tap)]
+            tap.learn([event for event in before if not isinstance(event, Tap)])
+        if stop_after_last:
+            reached[-1].last_call = reached[-1].calls
+
+
+def _unknown_tap(path: str, owner: str, modules: dict[str, nn.Module]) -> str:
+    module_path, colon, side = path.partition(':')
+    if colon and side != 'input':
+        return (f'The {owner} tap "{path}" ends in ":{side}". A tap is "path.of.module" (its output) or '
+                '"path.of.module:input" (what enters it).')
+    names = [name for name in modules if name]
+    # The longest part of the path that exists tells where the typing went wrong better than letters alone.
+    parent = module_path
+    while parent and parent not in modules:
+        parent = parent.rpartition('.')[0]
+    nearest = difflib.get_close_matches(module_path, names, n=5, cutoff=0.6)
+    inside = [name for name, _ in modules[parent].named_children()]
+    hint = f'Nearest: {", ".join(nearest)}. ' if nearest else ''
+    return (f'The {owner} has no module "{module_path}" to tap. {hint}Inside '
+            f'"{parent or type(modules[""]).__name__}" there are: {", ".join(inside[:20])}.')

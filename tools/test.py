@@ -1,0 +1,58 @@
+"""Test the student of a config, or its teacher, on the test data."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.runner import Runner
+
+from overhaul import compat
+from overhaul.checkpoints import load_weights
+from overhaul.errors import one_paragraph_errors
+from overhaul.hooks.summary import bare_model, headline
+from overhaul.settings import read_config, student_only, teacher_only
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file, as configs/digits_wrn16_2_wrn10_1.py')
+    parser.add_argument('checkpoint', nargs='?', help='weights of the student; not needed with --teacher')
+    parser.add_argument('--teacher', action='store_true', help='test the teacher, with its teacher_checkpoint')
+    parser.add_argument('--work-dir', help='where logs go; default: work_dirs/<name of the config>')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not arguments.teacher and arguments.checkpoint is None:
+        parser.error('name the CHECKPOINT to test, or give --teacher')
+    return arguments
+
+
+def main() -> None:
+    """Test."""
+    arguments = parse_arguments()
+    with one_paragraph_errors():
+        cfg = read_config(arguments.config, arguments.cfg_options)
+        cfg.launcher = arguments.launcher
+        cfg.work_dir = arguments.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(arguments.config).stem}'
+        checkpoint = arguments.checkpoint
+        if arguments.teacher:
+            checkpoint = checkpoint or cfg.model.get('teacher_checkpoint')
+            if checkpoint is None:
+                raise ValueError('The config names no teacher_checkpoint. Give the file as CHECKPOINT.')
+            cfg.model = teacher_only(cfg)
+        elif 'student' in cfg.model:
+            cfg.model = student_only(cfg)
+        cfg.custom_hooks = []
+        compat.prepare_launcher(cfg)
+        runner = Runner.from_cfg(cfg)
+        load_weights(bare_model(runner), checkpoint)
+        metrics = runner.test()
+        runner.logger.info(f'{"Teacher" if arguments.teacher else "Student"}: {headline(metrics)}')
+
+
+if __name__ == '__main__':
+    main()

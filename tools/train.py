@@ -1,0 +1,61 @@
+"""Train the model of a config: a distillation, its student alone, or a plain mmpretrain or mmseg model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+from overhaul import compat
+from overhaul.errors import one_paragraph_errors
+from overhaul.settings import read_config, student_only
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file, as configs/digits_wrn16_2_wrn10_1.py')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go; default: work_dirs/<name of the config>')
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', metavar='PATH',
+        help='go on from the latest checkpoint of the work directory, or from PATH')
+    parser.add_argument(
+        '--student-only', action='store_true', help='train the student on the same schedule without a teacher')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override parts of the config, as model.distill_loss.loss_weight=1e-2 randomness.seed=1')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def prepare_config(arguments: argparse.Namespace) -> Config:
+    """Return the config with the command line merged in."""
+    cfg = read_config(arguments.config, arguments.cfg_options)
+    cfg.launcher = arguments.launcher
+    name = Path(arguments.config).stem
+    if arguments.student_only:
+        cfg.model = student_only(cfg)
+        name += '_student_only'
+    cfg.work_dir = arguments.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
+    if arguments.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if arguments.resume == 'auto' else arguments.resume
+    return cfg
+
+
+def main() -> None:
+    """Train."""
+    arguments = parse_arguments()
+    os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
+    with one_paragraph_errors():
+        cfg = prepare_config(arguments)
+        compat.prepare_launcher(cfg)
+        Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
