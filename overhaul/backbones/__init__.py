@@ -1,7 +1,10 @@
 """Backbones that mmpretrain and mmseg lack. They know nothing of distillation."""
 
 import overhaul.registry  # noqa: F401  mmseg is imported after it
+from overhaul.backbones.cifar_resnet import CifarResNet
 from overhaul.backbones.dilated_resnet import DilatedResNet
+from overhaul.backbones.mobilenet_v1 import MobileNetV1
+from overhaul.backbones.pyramidnet import PyramidNet
 from overhaul.backbones.wide_resnet import WideResNet
 
-__all__ = ['DilatedResNet', 'WideResNet']
+__all__ = ['CifarResNet', 'DilatedResNet', 'MobileNetV1', 'PyramidNet', 'WideResNet']
