@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import NoReturn
 
@@ -30,11 +31,21 @@ def _stub_mmcv_ops() -> None:
             'Overhaul needs mmcv, which is not installed. `pip install mmcv-lite==2.1.0` brings the build that needs '
             'no compiler; a full mmcv 2.x does as well.')
     if 'mmcv._ext' not in sys.modules and importlib.util.find_spec('mmcv._ext') is None:
-        sys.modules['mmcv._ext'] = _OperatorStub('mmcv._ext')
+        stub = _OperatorStub('mmcv._ext')
+        # No loader: that is how mmengine finds out that this is no full mmcv.
+        stub.__spec__ = ModuleSpec('mmcv._ext', loader=None)
+        sys.modules['mmcv._ext'] = stub
 
 
 class _OperatorStub(ModuleType):
-    """Stands in for the compiled operators of mmcv: any name is there, none can be called."""
+    """Stands in for the compiled operators of mmcv: any name is there, none but the two below can be called."""
+
+    @staticmethod
+    def get_compiler_version() -> str:
+        """Say that nothing was compiled, as ``mmcv.utils.collect_env`` does when there are no operators."""
+        return 'n/a'
+
+    get_compiling_cuda_version = get_compiler_version
 
     def __getattr__(self, name: str) -> Callable[..., NoReturn]:
         if name.startswith('__'):
@@ -88,4 +99,4 @@ def prepare_launcher(cfg: Config) -> None:
     default = dict(
         type='MMDistributedDataParallel', broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False))
-    cfg.model_wrapper_cfg = {**default, **cfg.get('model_wrapper_cfg', {}), 'device_ids': None}
+    cfg.model_wrapper_cfg = {**default, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}

@@ -9,6 +9,7 @@ import torch
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from overhaul.checkpoints import load_weights
 from overhaul.registry import MODELS, build, nearest
@@ -44,6 +45,8 @@ class OverhaulDistiller(BaseModel):
         distill_loss: Distance between the two, scaled with alpha.
         teacher_batch_norm: ``'batch'`` normalises the teacher with the statistics of the batch, as the paper does
             (Table 8), ``'running'`` with those of its training.
+        teacher_dropout: Whether the dropout of the teacher is live, as it is in the official segmentation code. The
+            features of the teacher are noisy then.
         input_size: Height and width of the blank image of the dry run that finds channels and sizes.
         data_preprocessor: As in mmpretrain and mmseg, where a config gives it beside the model. Goes to the student
             and, where its config has none, to the teacher.
@@ -68,6 +71,7 @@ class OverhaulDistiller(BaseModel):
         margin: dict = dict(type='MarginReLU'),  # noqa: B006
         distill_loss: dict = dict(type='PartialL2Loss'),  # noqa: B006
         teacher_batch_norm: str = 'batch',
+        teacher_dropout: bool = False,
         input_size: tuple[int, int] = (224, 224),
         data_preprocessor: dict | None = None,
     ) -> None:
@@ -75,7 +79,7 @@ class OverhaulDistiller(BaseModel):
         student_model = build(_with_preprocessor(student, data_preprocessor), 'student')
         super().__init__(data_preprocessor=student_model.data_preprocessor)
         self.student = student_model
-        self.teacher_batch_norm = teacher_batch_norm
+        self.teacher_batch_norm, self.teacher_dropout = teacher_batch_norm, teacher_dropout
         # Past nn.Module's __setattr__, which would make it a submodule.
         self.__dict__['teacher'] = _build_teacher(_with_preprocessor(teacher, data_preprocessor), teacher_checkpoint)
 
@@ -147,14 +151,15 @@ class OverhaulDistiller(BaseModel):
         return losses
 
     def train(self, mode: bool = True) -> OverhaulDistiller:
-        """Set the mode of student and connectors. The teacher stays in eval mode but for its batch norms."""
+        """Set the mode of student and connectors. The teacher's is eval but for its batch norms, as configured."""
         super().train(mode)
         self.student_taps.attach(self.student)
         self.teacher.eval()
-        if mode and self.teacher_batch_norm == 'batch':
-            for module in self.teacher.modules():
-                if isinstance(module, _BatchNorm):
-                    module.training = True
+        for module in self.teacher.modules():
+            if isinstance(module, _BatchNorm):
+                module.training = mode and self.teacher_batch_norm == 'batch'
+            elif isinstance(module, _DropoutNd):
+                module.training = mode and self.teacher_dropout
         return self
 
     def init_weights(self) -> None:

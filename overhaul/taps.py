@@ -44,6 +44,7 @@ class Tap:
         self.channels: int | None = None
         self.size: tuple[int, int] | None = None
         self.norm_path: str | None = None
+        self._reading = False
         self.calls = 0
         self.last_call: int | None = None
         self._copy = False
@@ -73,6 +74,8 @@ class Tap:
         self._record(output)
 
     def _record(self, feature: object) -> None:
+        if not self._reading:
+            return
         if not isinstance(feature, Tensor):
             raise ValueError(
                 f'The {self.owner} tap "{self.path}" ({type(self.module).__name__}) gives a '
@@ -89,8 +92,8 @@ class Tap:
         return not torch.compiler.is_compiling() and self._feature._version != self._version
 
     def start(self) -> None:
-        """Forget the last forward pass."""
-        self.calls, self._feature = 0, None
+        """Get ready for a forward pass; only what runs between here and :meth:`take` is read."""
+        self._reading, self.calls, self._feature = True, 0, None
 
     def take(self) -> Tensor:
         """Hand over the feature of the forward pass that just ended, and keep nothing of it.
@@ -98,6 +101,7 @@ class Tap:
         Raises:
             ValueError: If the module did not run, or if its feature was changed in place afterwards.
         """
+        self._reading = False
         where = f'The {self.owner} tap "{self.path}" ({type(self.module).__name__})'
         if self._feature is None:
             raise ValueError(f'{where} was not reached: the model has this module and does not run it. Choose another.')
@@ -112,6 +116,7 @@ class Tap:
     def learn(self, norms_before: Sequence[tuple[str, int]]) -> None:
         """Note what the dry run shows: channels, size, the batch norm before, and whether to copy the feature."""
         # A copy keeps the feature whatever the model does to its own tensor afterwards.
+        self._reading = False
         self._copy = self._overwritten
         feature, self._feature = self._feature, None
         if feature.dim() != 4:

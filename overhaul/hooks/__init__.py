@@ -1,3 +1,5 @@
+from overhaul.hooks.connectors_first import ConnectorsFirstHook
+from overhaul.hooks.reset_momentum import ResetMomentumHook
 from overhaul.hooks.summary import SummaryHook
 
-__all__ = ['SummaryHook']
+__all__ = ['ConnectorsFirstHook', 'ResetMomentumHook', 'SummaryHook']
