@@ -1,0 +1,153 @@
+import importlib
+import io
+import subprocess
+import sys
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmcv.utils import collect_env
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+
+from overhaul import compat
+
+compat.apply()
+
+lite = pytest.mark.skipif(not isinstance(sys.modules.get('mmcv._ext'), compat._OperatorStub), reason='full mmcv')
+
+
+def reload(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+class Call:
+    """Unpickles to the result of ``function(*arguments)``."""
+
+    def __init__(self, function, *arguments):
+        self.parts = function, arguments
+
+    def __reduce__(self):
+        return self.parts
+
+
+def test_mmseg_imports_and_its_segmentors_build():
+    # In a process of its own: here mmseg may have been imported before.
+    script = (
+        'from overhaul import compat; compat.apply(); compat.apply()\n'
+        'from mmseg.registry import MODELS; import mmseg.models\n'
+        "MODELS.build(dict(type='EncoderDecoder', backbone=dict(type='ResNet', depth=18), "
+        "decode_head=dict(type='FCNHead', in_channels=512, channels=8, num_classes=2)))")
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@lite
+def test_absent_operator_fails_when_it_is_called():
+    from mmcv.ops import nms_match
+    with pytest.raises(ImportError, match='The operator "nms_match" is part of the full mmcv'):
+        nms_match(np.float32([[0, 0, 1, 1, 0.5]]), 0.5)
+
+
+@lite
+def test_environment_report_works_without_operators():
+    report = collect_env()
+    assert report['MMCV'] == mmcv.__version__
+    assert report['MMCV Compiler'] == report['MMCV CUDA Compiler'] == 'n/a'
+
+
+def test_full_mmcv_is_left_as_it_is(monkeypatch):
+    real = sys.modules['mmcv._ext']
+    monkeypatch.delitem(sys.modules, 'mmcv._ext')
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object())
+    compat._stub_mmcv_ops()
+    assert 'mmcv._ext' not in sys.modules
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', real)
+    compat._stub_mmcv_ops()
+    assert sys.modules['mmcv._ext'] is real
+
+
+def test_missing_mmcv_is_told(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match='pip install mmcv-lite'):
+        compat.apply()
+
+
+def test_history_buffer_comes_through():
+    buffer = HistoryBuffer()
+    for value in (1., 2., 6.):
+        buffer.update(value)
+    loaded = reload(dict(loss=buffer))['loss']
+    assert isinstance(loaded, HistoryBuffer)
+    assert (loaded.mean(), loaded.current(), loaded.statistics('max')) == (3, 6, 6)
+
+
+@pytest.mark.parametrize('value', [
+    np.float64(0.5), np.float32(0.5), np.int64(3), np.int32(3), np.uint8(3), np.bool_(True),
+    np.uint8([[1, 2], [3, 4]]), np.arange(3.)])
+def test_numpy_values_come_through(value):
+    loaded = reload([value])[0]
+    assert type(loaded) is type(value) and loaded.dtype == value.dtype
+    np.testing.assert_array_equal(loaded, value)
+
+
+def test_names_of_numpy_1_come_through():
+    file = io.BytesIO()
+    torch.save([np.float64(0.5), np.arange(3)], file, _use_new_zipfile_serialization=False)
+    renamed = file.getvalue().replace(b'numpy._core.multiarray', b'numpy.core.multiarray')
+    assert b'numpy.core.multiarray' in renamed
+    scalar, array = torch.load(io.BytesIO(renamed), weights_only=True)
+    assert scalar == 0.5 and array.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize('hostile', [
+    Call(getattr, Call(getattr, getattr, '__self__'), 'eval'),
+    Call(getattr, HistoryBuffer, 'register_statistics'),
+    Call(getattr, Call(getattr, HistoryBuffer, 'min'), '__globals__'),
+    Call(getattr, HistoryBuffer, '__subclasses__'),
+])
+def test_getattr_reaches_nothing_else(hostile):
+    with pytest.raises(ValueError, match='Refused to read'):
+        reload([hostile])
+
+
+def test_methods_of_a_history_buffer_cannot_be_called():
+    with pytest.raises(Exception, match='reduce for unrecognized function'):
+        reload([Call(HistoryBuffer.min, None)])
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: bool(calls))
+    monkeypatch.setattr(torch.distributed, 'init_process_group', calls.append)
+    return calls
+
+
+def test_launcher_without_a_gpu(no_gpu):
+    cfg = Config(dict(launcher='pytorch', find_unused_parameters=True, model_wrapper_cfg=dict(static_graph=True)))
+    compat.prepare_launcher(cfg)
+    compat.prepare_launcher(cfg)
+    assert no_gpu == ['gloo']
+    assert cfg.model_wrapper_cfg == dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=True, device_ids=None,
+        static_graph=True)
+
+
+def test_launcher_takes_none_for_the_wrapper(no_gpu):
+    cfg = Config(dict(launcher='pytorch', model_wrapper_cfg=None))
+    compat.prepare_launcher(cfg)
+    assert cfg.model_wrapper_cfg.device_ids is None
+
+
+@pytest.mark.parametrize('launcher, gpu', [('none', False), ('pytorch', True)])
+def test_launcher_is_left_alone(no_gpu, monkeypatch, launcher, gpu):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    cfg = Config(dict(launcher=launcher))
+    compat.prepare_launcher(cfg)
+    assert no_gpu == [] and cfg.to_dict() == dict(launcher=launcher)
