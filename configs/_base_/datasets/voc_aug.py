@@ -1,0 +1,61 @@
+"""Pascal VOC 2012 train with the SBD masks (10,582 images) and val (1,449), as the paper uses them.
+
+Unpack VOC2012 into data/VOCdevkit, SBD into data/VOCdevkit/VOCaug, and let mmseg convert the masks of the latter:
+    python $(python -c "import mmseg; print(*mmseg.__path__)")/.mim/tools/dataset_converters/voc_aug.py \
+        data/VOCdevkit data/VOCdevkit/VOCaug
+
+Two choices differ from the official code, and voc_aug_official.py takes them back: what is padded here is unlabelled,
+there background; and mIoU is measured here at each image's own size, there at that of the network's input.
+"""
+
+data_root = 'data/VOCdevkit/VOC2012'
+crop_size = (513, 513)
+# The size of a resized image is given by its short side; this one leaves the long side free. Pillow, because it smooths
+# when it shrinks, as the official transforms do and OpenCV does not.
+any_size = 100000
+
+data_preprocessor = dict(
+    type='mmseg.SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
+    size=crop_size)
+
+train_pipeline = [
+    dict(type='mmseg.LoadImageFromFile'),
+    dict(type='mmseg.LoadAnnotations'),
+    dict(type='mmseg.RandomFlip', prob=0.5),
+    dict(
+        type='mmseg.RandomResize', scale=[(256, any_size), (1026, any_size)], keep_ratio=True,
+        resize_type='mmseg.Resize', backend='pillow'),
+    dict(type='mmseg.RandomCrop', crop_size=crop_size),
+    dict(type='mmseg.Pad', size=crop_size, pad_val=dict(img=0, seg=255)),
+    # The radius is uniform in 0..1.
+    dict(type='mmpretrain.GaussianBlur', prob=0.5, magnitude_range=(0, 1), magnitude_std='inf'),
+    dict(type='mmseg.PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='mmseg.LoadImageFromFile'),
+    dict(type='mmseg.Resize', scale=(513, any_size), keep_ratio=True, backend='pillow'),
+    dict(type='mmseg.LoadAnnotations'),  # after the resize, which leaves the mask alone
+    dict(type='mmseg.PackSegInputs'),
+]
+
+voc_train = dict(
+    type='overhaul.PascalVOC', data_root=data_root, ann_file='ImageSets/Segmentation/train.txt',
+    data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'), pipeline=train_pipeline)
+sbd_train = dict(
+    type='overhaul.PascalVOC', data_root=data_root, ann_file='ImageSets/Segmentation/aug.txt',
+    data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClassAug'), pipeline=train_pipeline)
+
+# 6 images on each of 2 GPUs, as the official README has it.
+train_dataloader = dict(
+    batch_size=6, num_workers=4, persistent_workers=True, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='ConcatDataset', datasets=[voc_train, sbd_train]))
+val_dataloader = dict(
+    batch_size=1, num_workers=4, persistent_workers=True, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='overhaul.PascalVOC', data_root=data_root, ann_file='ImageSets/Segmentation/val.txt',
+        data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'), test_mode=True,
+        pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+val_evaluator = dict(type='mmseg.IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator

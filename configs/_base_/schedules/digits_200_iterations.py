@@ -1,0 +1,9 @@
+"""200 iterations of SGD with a cosine learning rate; the error is measured every 50."""
+
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4))
+param_scheduler = dict(type='CosineAnnealingLR', by_epoch=False, T_max=200)
+
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=200, val_interval=50)
+val_cfg = dict()
+test_cfg = dict()
+log_processor = dict(by_epoch=False)

@@ -1,0 +1,23 @@
+"""The teacher of the digits: WRN-16-2, trained on all labels of the training split in two minutes on one core.
+
+    python tools/train.py configs/digits_wrn16_2.py
+    cp work_dirs/digits_wrn16_2/iter_1500-*.pth overhaul/weights/digits_wrn16_2.pth
+
+The second line copies the weights-only file that the run publishes at its end: that file is what ships. It errs on 2 of
+the 454 test images (0.44 %).
+"""
+
+_base_ = ['_base_/datasets/digits.py', '_base_/schedules/digits_200_iterations.py', '_base_/runtime.py']
+default_scope = 'mmpretrain'
+
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='overhaul.WideResNet', depth=16, widen_factor=2),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=128, loss=dict(type='CrossEntropyLoss')))
+
+train_cfg = dict(max_iters=1500, val_interval=500)
+param_scheduler = dict(type='CosineAnnealingLR', by_epoch=False, T_max=1500)
+default_hooks = dict(
+    logger=dict(log_metric_by_epoch=False),
+    checkpoint=dict(by_epoch=False, interval=1500, published_keys=['meta', 'state_dict']))
