@@ -22,9 +22,9 @@ def _child(parent: Registry, locations: list[str]) -> Registry:
 MODELS = _child(
     mmengine_registry.MODELS,
     ['distiller', 'connectors', 'margins', 'losses', 'backbones', 'heads'])
-DATASETS = _child(mmengine_registry.DATASETS, ['datasets'])
+DATASETS = _child(mmengine_registry.DATASETS, ['datasets', 'dry_run'])
 TRANSFORMS = _child(mmengine_registry.TRANSFORMS, ['datasets'])
-HOOKS = _child(mmengine_registry.HOOKS, ['hooks'])
+HOOKS = _child(mmengine_registry.HOOKS, ['hooks', 'dry_run'])
 PARAM_SCHEDULERS = _child(mmengine_registry.PARAM_SCHEDULERS, ['schedulers'])
 
 

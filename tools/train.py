@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from overhaul import compat
+from overhaul import compat, dry_run
 from overhaul.errors import one_paragraph_errors
 from overhaul.settings import read_config, student_only
 
@@ -24,6 +25,9 @@ def parse_arguments() -> argparse.Namespace:
         help='go on from the latest checkpoint of the work directory, or from PATH')
     parser.add_argument(
         '--student-only', action='store_true', help='train the student on the same schedule without a teacher')
+    parser.add_argument(
+        '--dry-run', action='store_true',
+        help='try the config: two training steps and one validation step on random data, without dataset and teacher')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
@@ -37,6 +41,8 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
     cfg = read_config(arguments.config, arguments.cfg_options)
     cfg.launcher = arguments.launcher
     name = Path(arguments.config).stem
+    if arguments.dry_run:
+        dry_run.prepare(cfg)
     if arguments.student_only:
         cfg.model = student_only(cfg)
         name += '_student_only'
@@ -54,7 +60,10 @@ def main() -> None:
     with one_paragraph_errors():
         cfg = prepare_config(arguments)
         compat.prepare_launcher(cfg)
-        Runner.from_cfg(cfg).train()
+        with tempfile.TemporaryDirectory() as scratch:
+            if arguments.dry_run:
+                cfg.work_dir = scratch
+            Runner.from_cfg(cfg).train()
 
 
 if __name__ == '__main__':

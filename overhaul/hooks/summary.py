@@ -45,8 +45,8 @@ class SummaryHook(Hook):
         if not self._first_step or not isinstance(bare_model(runner), OverhaulDistiller):
             return
         self._first_step = False
-        total = float(outputs['loss'])
-        distillation = sum(float(value) for name, value in outputs.items() if name.startswith('distill.loss'))
+        total = outputs['loss'].item()
+        distillation = sum(value.item() for name, value in outputs.items() if name.startswith('distill.loss'))
         task = total - distillation
         ratio = f', {distillation / task:.2g} times it' if task > 0 else ''
         runner.logger.info(f'First step: task loss {task:.4g}, distillation loss {distillation:.4g}{ratio}')

@@ -1,0 +1,114 @@
+"""A config tried out on random data: no dataset, no teacher file, nothing written."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from torch.utils.data import Dataset
+
+from overhaul.registry import DATASETS, HOOKS
+
+_STEPS = 2
+
+
+def prepare(cfg: Config) -> None:
+    """Edit a training config so that it runs two training steps and one validation step on random data.
+
+    Images have the size of ``model.input_size``, batches the size that the config says.
+    """
+    size = tuple(cfg.model.get('input_size', (224, 224)))
+    student = cfg.model.get('student', cfg.model)
+    segmentation = 'decode_head' in student
+    num_classes = student['decode_head' if segmentation else 'head']['num_classes']
+    _without_downloads(cfg.model)
+    if 'teacher_checkpoint' in cfg.model:
+        cfg.model.teacher_checkpoint = None
+
+    data = dict(type='overhaul.RandomImages', size=size, num_classes=num_classes, segmentation=segmentation)
+    train_batch = cfg.train_dataloader.batch_size
+    for name, batch_size, batches in (('train', train_batch, _STEPS),
+                                      ('val', min(cfg.val_dataloader.batch_size, train_batch), 1)):
+        loader = cfg[f'{name}_dataloader']
+        loader.update(batch_size=batch_size, num_workers=0, persistent_workers=False)
+        loader.dataset = ConfigDict(length=batch_size * batches, **data)
+    by_epoch = cfg.train_cfg.get('by_epoch', cfg.train_cfg.get('type') == 'EpochBasedTrainLoop')
+    cfg.train_cfg.update(dict(max_epochs=1, val_interval=1) if by_epoch else
+                         dict(max_iters=_STEPS, val_interval=_STEPS))
+    cfg.default_hooks.update(checkpoint=None, logger=dict(type='LoggerHook', interval=1))
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='overhaul.DryRunHook')]
+
+
+def _without_downloads(model: dict) -> None:
+    for key, value in model.items():
+        if isinstance(value, dict):
+            if value.get('type') == 'Pretrained':
+                model[key] = None
+            else:
+                _without_downloads(value)
+
+
+@DATASETS.register_module()
+class RandomImages(Dataset):
+    """Random images (3, H, W) in uint8 with random labels, as mmpretrain's or mmseg's pipelines pack them.
+
+    Args:
+        length: Number of images.
+        size: H and W.
+        num_classes: Labels are drawn from 0 to ``num_classes - 1``.
+        segmentation: Whether each pixel has a label, rather than each image.
+    """
+
+    def __init__(self, length: int, size: tuple[int, int], num_classes: int, segmentation: bool) -> None:
+        self.length, self.size, self.num_classes, self.segmentation = length, tuple(size), num_classes, segmentation
+        self.metainfo = dict(classes=tuple(str(i) for i in range(num_classes)))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        generator = torch.Generator().manual_seed(index)
+        image = torch.randint(0, 256, (3, *self.size), generator=generator, dtype=torch.uint8)
+        shapes = dict(img_shape=self.size, ori_shape=self.size, pad_shape=self.size)
+        if self.segmentation:
+            from mmseg.structures import SegDataSample
+            mask = torch.randint(0, self.num_classes, (1, *self.size), generator=generator)
+            return dict(inputs=image, data_samples=SegDataSample(gt_sem_seg=PixelData(data=mask), metainfo=shapes))
+        from mmpretrain.structures import DataSample
+        label = int(torch.randint(0, self.num_classes, (), generator=generator))
+        return dict(inputs=image, data_samples=DataSample(metainfo=shapes).set_gt_label(label))
+
+
+@HOOKS.register_module()
+class DryRunHook(Hook):
+    """Logs, at the end of a dry run, the seconds of its last step and the peak memory."""
+
+    priority = 'VERY_LOW'  # after the summary: the last line
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def after_train_iter(
+            self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None) -> None:
+        """Stop the clock."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._seconds = time.perf_counter() - self._start
+
+    def after_train(self, runner: Runner) -> None:
+        """Log what was measured."""
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        runner.logger.info(
+            f'Dry run: ok. {_STEPS} training steps and 1 validation step, {self._seconds:.2f} s per step, peak memory '
+            f'{peak / 2**20:.0f} MiB. Teacher and data are random, so losses and errors above say nothing.')
