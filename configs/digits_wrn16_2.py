@@ -7,7 +7,7 @@ The second line copies the weights-only file that the run publishes at its end: 
 the 454 test images (0.44 %).
 """
 
-_base_ = ['_base_/datasets/digits.py', '_base_/schedules/digits_200_iterations.py', '_base_/runtime.py']
+_base_ = ['_base_/datasets/digits.py', '_base_/schedules/digits_200_iterations.py']
 default_scope = 'mmpretrain'
 
 model = dict(
@@ -18,6 +18,4 @@ model = dict(
 
 train_cfg = dict(max_iters=1500, val_interval=500)
 param_scheduler = dict(type='CosineAnnealingLR', by_epoch=False, T_max=1500)
-default_hooks = dict(
-    logger=dict(log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=1500, published_keys=['meta', 'state_dict']))
+default_hooks = dict(checkpoint=dict(interval=1500, published_keys=['meta', 'state_dict']))

@@ -6,7 +6,7 @@ The teacher, trained by configs/digits_wrn16_2.py on all labels of the training 
 student without it: add --student-only. Other labelled images: --cfg-options train_dataloader.dataset.seed=1.
 """
 
-_base_ = ['_base_/datasets/digits.py', '_base_/schedules/digits_200_iterations.py', '_base_/runtime.py']
+_base_ = ['_base_/datasets/digits.py', '_base_/schedules/digits_200_iterations.py']
 default_scope = 'mmpretrain'
 
 train_dataloader = dict(dataset=dict(labels_per_class=5))

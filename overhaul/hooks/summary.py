@@ -58,8 +58,7 @@ class SummaryHook(Hook):
         hub = runner.message_hub
         result = {'step': runner.iter, 'metrics': {name: float(value) for name, value in metrics.items()}}
         best = hub.get_info('best_result') if 'best_result' in hub.runtime_info else result
-        better = _score(result['metrics']) > _score(best['metrics'])
-        hub.update_info('best_result', result if better else best)
+        hub.update_info('best_result', result if _better(result, best) else best)
         hub.update_info('last_result', result)
 
     def after_train(self, runner: Runner) -> None:
@@ -110,14 +109,22 @@ def validate(runner: Runner, model: nn.Module) -> dict[str, float]:
     return loop.evaluator.evaluate(len(loop.dataloader.dataset))
 
 
-def headline(metrics: dict[str, float]) -> str:
-    """Return the one metric to quote, in words: the error of a classifier, the mIoU of a segmentor."""
+def main_metric(metrics: dict[str, float]) -> tuple[str, float]:
+    """Return name and value of the one metric to quote: the error of a classifier, the mIoU of a segmentor."""
     if 'accuracy/top1' in metrics:
-        return f'{100 - metrics["accuracy/top1"]:.2f} % error'
+        return '% error', 100 - metrics['accuracy/top1']
     if 'mIoU' in metrics:
-        return f'{metrics["mIoU"]:.2f} % mIoU'
-    return ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
+        return '% mIoU', metrics['mIoU']
+    return next(iter(metrics.items()))
 
 
-def _score(metrics: dict[str, float]) -> float:
-    return metrics.get('accuracy/top1', metrics.get('mIoU', next(iter(metrics.values()))))
+def headline(metrics: dict[str, float]) -> str:
+    """Return the one metric to quote, in words."""
+    name, value = main_metric(metrics)
+    return f'{value:.2f} {name}'
+
+
+def _better(result: dict, other: dict) -> bool:
+    name, value = main_metric(result['metrics'])
+    _, other_value = main_metric(other['metrics'])
+    return value < other_value if name == '% error' else value > other_value
