@@ -1,10 +1,14 @@
 """Reads a tiny VOC2012 tree, in the genuine format, through the pipelines of the VOC config."""
 
+import runpy
+import shutil
+import sys
 from pathlib import Path
 
 import mmseg
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import ConcatDataset, pseudo_collate
@@ -90,7 +94,7 @@ def test_padding_is_black_right_and_below_and_labelled_as_the_config_says(voc, c
 
 
 def test_the_short_side_is_a_whole_number_from_256_to_1026(voc):
-    resize = transform('mmseg.RandomResize')
+    resize = transform('RandomResize')
     np.random.seed(0)
     short_sides = np.array([min(resize._random_scale()) for _ in range(20000)])
     assert (short_sides.min(), short_sides.max()) == (256, 1026)  # both ends included
@@ -106,7 +110,7 @@ def test_the_short_side_is_a_whole_number_from_256_to_1026(voc):
 
 def test_images_are_resized_as_pillow_does_and_masks_without_new_labels():
     # Shrinking tells: Pillow averages the stripes, OpenCV picks among them.
-    resize = transform('mmseg.RandomResize')
+    resize = transform('RandomResize')
     stripes = np.zeros((2052, 2052, 3), np.uint8)
     stripes[:, ::2] = 255
     labels = np.where(stripes[..., 0] > 0, 15, 255).astype(np.uint8)
@@ -198,13 +202,55 @@ def test_a_missing_dataset_says_where_it_is_to_be_had(tmp_path):
     assert f'are in {tmp_path}/VOC2012' in str(error.value)
 
 
+def test_an_empty_list_is_refused(voc):
+    (voc / 'ImageSets/Segmentation/train.txt').write_text('')
+    with pytest.raises(ValueError, match='train.txt" has no image in it.*VOCtrainval_11-May-2012.tar'):
+        dataset(voc)
+
+
+@pytest.mark.parametrize('part', ['JPEGImages/2007_000001.jpg', 'SegmentationClass/2007_000001.png'])
+def test_images_and_masks_that_are_not_there_are_found_at_once(voc, part):
+    (voc / part).unlink()
+    with pytest.raises(FileNotFoundError, match=f'{part}", the first file named by .*train.txt", does not exist'):
+        dataset(voc)
+
+
+def test_a_missing_test_set_says_where_it_is_to_be_had(voc):
+    with pytest.raises(FileNotFoundError, match=r'test.txt" does not exist.*host.robots.ox.ac.uk:8080.*VOC2012test'):
+        PascalVOC(str(voc), 'ImageSets/Segmentation/test.txt', dict(img_path='JPEGImages'))
+
+
 @pytest.mark.parametrize('part', ['ImageSets/Segmentation/aug.txt', 'SegmentationClassAug'])
 def test_missing_added_masks_say_how_to_make_them(voc, part):
     (voc / part).rename(voc / 'elsewhere')
     with pytest.raises(FileNotFoundError) as error:
         dataset(voc)
-    assert f'{voc / part} does not exist' in str(error.value)
+    assert f'"{voc / part}" does not exist' in str(error.value)
     assert 'benchmark.tgz' in str(error.value)
     converter = Path(mmseg.__path__[0]) / '.mim/tools/dataset_converters/voc_aug.py'
     assert converter.is_file()
     assert f'python {converter} {voc.parent} {voc.parent}/VOCaug' in str(error.value)
+
+
+def test_the_command_that_makes_the_added_masks_does(voc, monkeypatch):
+    """On an SBD of two images, one of which VOC's own training set has as well."""
+    shutil.rmtree(voc / 'SegmentationClassAug')
+    (voc / 'ImageSets/Segmentation/aug.txt').unlink()
+    sbd = voc.parent / 'VOCaug/dataset'
+    (sbd / 'cls').mkdir(parents=True)
+    for split, name in (('train', '2007_000001'), ('val', '2008_000001')):
+        (sbd / f'{split}.txt').write_text(f'{name}\n')
+        width, height = SIZES[name]
+        labels = np.full((height, width), CLASSES['aug'], np.uint8)
+        scipy.io.savemat(sbd / f'cls/{name}.mat', dict(GTcls=dict(Segmentation=labels, CategoriesPresent=7)))
+
+    converter = Path(mmseg.__path__[0]) / '.mim/tools/dataset_converters/voc_aug.py'
+    # It insists on the number of images that the real lists have: here the two of train.txt and the added one.
+    script = converter.read_text().replace('AUG_LEN = 10582', 'AUG_LEN = 3')
+    (voc.parent / 'voc_aug.py').write_text(script)
+    monkeypatch.setattr(sys, 'argv', ['voc_aug.py', str(voc.parent), str(voc.parent / 'VOCaug')])
+    runpy.run_path(str(voc.parent / 'voc_aug.py'), run_name='__main__')
+
+    assert (voc / 'ImageSets/Segmentation/aug.txt').read_text().split() == ['2008_000001']
+    image, mask = image_and_mask(dataset(voc).datasets[1][0])
+    assert set(mask.unique().tolist()) <= {7, 255} and 7 in mask

@@ -1,4 +1,4 @@
-"""CIFAR-100, downloaded on first use to data/cifar100. Batches of 128.
+"""CIFAR-100, batches of 128. Downloaded on first use to data/cifar100, or unpacked from cifar-100-python.tar.gz there.
 
 Augmentation and normalisation of the official code: its constants are neither CIFAR-100's own nor mmpretrain's.
 """
@@ -18,12 +18,12 @@ train_dataloader = dict(
     batch_size=128, num_workers=2, persistent_workers=True, pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='mmpretrain.CIFAR100', data_root='data/cifar100', split='train', pipeline=train_pipeline))
+        type='overhaul.CIFAR100', data_root='data/cifar100', split='train', pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=256, num_workers=2, persistent_workers=True, pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='mmpretrain.CIFAR100', data_root='data/cifar100', split='test', pipeline=test_pipeline, test_mode=True))
+        type='overhaul.CIFAR100', data_root='data/cifar100', split='test', pipeline=test_pipeline, test_mode=True))
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='mmpretrain.Accuracy', topk=(1, 5))

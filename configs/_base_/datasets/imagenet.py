@@ -25,12 +25,12 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=32, num_workers=4, persistent_workers=True, pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='mmpretrain.ImageNet', data_root='data/imagenet', split='train', pipeline=train_pipeline))
+    dataset=dict(type='overhaul.ImageNet', data_root='data/imagenet', split='train', pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=32, num_workers=4, persistent_workers=True, pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='mmpretrain.ImageNet', data_root='data/imagenet', split='val', pipeline=test_pipeline, test_mode=True))
+        type='overhaul.ImageNet', data_root='data/imagenet', split='val', pipeline=test_pipeline, test_mode=True))
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='mmpretrain.Accuracy', topk=(1, 5))

@@ -1,8 +1,12 @@
 """Pascal VOC 2012 train with the SBD masks (10,582 images) and val (1,449), as the paper uses them.
 
-Unpack VOC2012 into data/VOCdevkit, SBD into data/VOCdevkit/VOCaug, and let mmseg convert the masks of the latter:
+Unpack VOC2012 into data/VOCdevkit and SBD (its folder dataset) into data/VOCdevkit/VOCaug. Then mmseg converts the
+masks of SBD to VOC2012/SegmentationClassAug and lists those beyond VOC's own in ImageSets/Segmentation/aug.txt:
+
     python $(python -c "import mmseg; print(*mmseg.__path__)")/.mim/tools/dataset_converters/voc_aug.py \
         data/VOCdevkit data/VOCdevkit/VOCaug
+
+The test set, for tools/test.py --voc-submission, is VOC2012test.tar unpacked over the same folders.
 
 Two choices differ from the official code, and voc_aug_official.py takes them back: what is padded here is unlabelled,
 there background; and mIoU is measured here at each image's own size, there at that of the network's input.
@@ -18,21 +22,22 @@ data_preprocessor = dict(
     type='mmseg.SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
     size=crop_size)
 
+# A transform without a scope is mmcv's: under mmseg's name it is not found where default_scope is mmseg.
 train_pipeline = [
-    dict(type='mmseg.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmseg.LoadAnnotations'),
     dict(type='mmseg.RandomFlip', prob=0.5),
     dict(
-        type='mmseg.RandomResize', scale=[(256, any_size), (1026, any_size)], keep_ratio=True,
+        type='RandomResize', scale=[(256, any_size), (1026, any_size)], keep_ratio=True,
         resize_type='mmseg.Resize', backend='pillow'),
     dict(type='mmseg.RandomCrop', crop_size=crop_size),
-    dict(type='mmseg.Pad', size=crop_size, pad_val=dict(img=0, seg=255)),
+    dict(type='Pad', size=crop_size, pad_val=dict(img=0, seg=255)),
     # The radius is uniform in 0..1.
     dict(type='mmpretrain.GaussianBlur', prob=0.5, magnitude_range=(0, 1), magnitude_std='inf'),
     dict(type='mmseg.PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='mmseg.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmseg.Resize', scale=(513, any_size), keep_ratio=True, backend='pillow'),
     dict(type='mmseg.LoadAnnotations'),  # after the resize, which leaves the mask alone
     dict(type='mmseg.PackSegInputs'),

@@ -7,7 +7,7 @@ for dataset in _base_.train_dataloader.dataset.datasets:
 del dataset
 
 test_pipeline = [
-    dict(type='mmseg.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='mmseg.LoadAnnotations'),
     dict(type='mmseg.Resize', scale=(513, _base_.any_size), keep_ratio=True, backend='pillow'),
     dict(type='overhaul.EvaluateAtInputSize'),
