@@ -25,6 +25,7 @@ MODELS = _child(
 DATASETS = _child(mmengine_registry.DATASETS, ['datasets', 'dry_run'])
 TRANSFORMS = _child(mmengine_registry.TRANSFORMS, ['datasets'])
 HOOKS = _child(mmengine_registry.HOOKS, ['hooks', 'dry_run'])
+METRICS = _child(mmengine_registry.METRICS, ['voc_submission'])
 PARAM_SCHEDULERS = _child(mmengine_registry.PARAM_SCHEDULERS, ['schedulers'])
 
 

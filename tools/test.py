@@ -8,7 +8,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
-from overhaul import compat
+from overhaul import compat, voc_submission
 from overhaul.checkpoints import load_weights
 from overhaul.errors import one_paragraph_errors
 from overhaul.hooks.summary import bare_model, headline
@@ -22,6 +22,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('checkpoint', nargs='?', help='weights of the student; not needed with --teacher')
     parser.add_argument('--teacher', action='store_true', help='test the teacher, with its teacher_checkpoint')
     parser.add_argument('--work-dir', help='where logs go; default: work_dirs/<name of the config>')
+    parser.add_argument(
+        '--voc-submission', metavar='DIR',
+        help='segment the test set of Pascal VOC instead, and write DIR/results.tgz for its evaluation server')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -46,12 +49,15 @@ def main() -> None:
             cfg.model = teacher_only(cfg)
         elif 'student' in cfg.model:
             cfg.model = student_only(cfg)
+        if arguments.voc_submission is not None:
+            voc_submission.prepare(cfg, arguments.voc_submission)
         cfg.custom_hooks = []
         compat.prepare_launcher(cfg)
         runner = Runner.from_cfg(cfg)
         load_weights(bare_model(runner), checkpoint)
         metrics = runner.test()
-        runner.logger.info(f'{"Teacher" if arguments.teacher else "Student"}: {headline(metrics)}')
+        if arguments.voc_submission is None:
+            runner.logger.info(f'{"Teacher" if arguments.teacher else "Student"}: {headline(metrics)}')
 
 
 if __name__ == '__main__':
