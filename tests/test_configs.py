@@ -1,0 +1,301 @@
+"""Every config that ships: is it what its name says, and does it run, on tiny data in the format of the real ones?"""
+
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mmengine
+import mmseg
+import pytest
+import torch
+from golden import parameter_count
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from tiny_data import write_cifar100, write_imagenet, write_voc
+
+from overhaul import dry_run
+from overhaul.checkpoints import to_model_keys
+from overhaul.datasets import CIFAR100
+from overhaul.registry import build
+from overhaul.settings import read_config
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIGS = {path.stem: path for path in sorted((REPOSITORY / 'configs').glob('*.py'))}
+
+# <data>_<teacher>_<student>, then what is special about it.
+NAME = re.compile(
+    r'(?P<data>[a-z]+\d*)_(?P<teacher>[a-z]+\d+(_\d)?)(_(?P<student>[a-z]+\d*(_\d)?))?(_(?P<special>mmseg))?')
+NETWORKS = {
+    'cifar100': dict(
+        wrn28_4='wrn28_4', wrn28_2='wrn28_2', wrn16_4='wrn16_4', wrn16_2='wrn16_2', r56='cifar_resnet56',
+        pyramid200='pyramid200', pyramid110='pyramid110'),
+    'imagenet': dict(r152='resnet152', r50='resnet50', mobilenet='mobilenet_v1'),
+    'voc': dict(r101='deeplab_resnet101', r18='deeplab_resnet18', mbv2='deeplab_mobilenetv2'),
+}
+CLASSES = dict(cifar100=100, imagenet=1000, voc=21, digits=10)
+# Learning rate, weight decay and epochs of the official scripts, and the GPUs of its README or of the paper.
+RECIPES = dict(cifar100=(0.1, 5e-4, 200, 1), imagenet=(0.1, 1e-4, 100, 8), voc=(0.007, 5e-4, 50, 2))
+BATCH = 2
+# By hand: stem; for each of the blocks 16 -> 16, 16 -> 32, 32 -> 64 two batch norms, two convolutions and, where the
+# width changes, the shortcut; last batch norm; classifier of ten.
+WRN10_1 = (
+    3 * 16 * 9 + (2 * 16 + 16 * 16 * 9 + 2 * 16 + 16 * 16 * 9) + (2 * 16 + 16 * 32 * 9 + 2 * 32 + 32 * 32 * 9 + 16 * 32)
+    + (2 * 32 + 32 * 64 * 9 + 2 * 64 + 64 * 64 * 9 + 32 * 64) + 2 * 64 + 64 * 10 + 10)
+
+
+def parts(name):
+    """Data, teacher, student and special part of a config's name."""
+    match = NAME.fullmatch(name)
+    assert match, f'{name} is not <data>_<teacher>_<student>'
+    return match.group('data', 'teacher', 'student', 'special')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_the_data_are_those_of_the_name_and_the_docstring_gives_a_command(name):
+    data = parts(name)[0]
+    cfg = read_config(CONFIGS[name])
+    dataset = cfg.train_dataloader.dataset
+    types = {part.type for part in dataset.get('datasets', [dataset])}
+    assert types == {dict(
+        cifar100='overhaul.CIFAR100', imagenet='overhaul.ImageNet', voc='overhaul.PascalVOC',
+        digits='overhaul.Digits')[data]}
+    assert cfg.data_preprocessor.get('num_classes', CLASSES[data]) == CLASSES[data]
+    command = rf'^    (python tools/train\.py|tools/dist_train\.sh) configs/{name}\.py'
+    assert re.search(command, CONFIGS[name].read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if not name.startswith('digits')])
+def test_the_recipe_is_that_of_the_official_scripts(name):
+    rate, decay, epochs, gpus = RECIPES[parts(name)[0]]
+    cfg = read_config(CONFIGS[name])
+    # Settings (e) and (f) of the paper have half the batch.
+    batch = dict(cifar100=64 if 'pyramid' in name else 128, imagenet=256, voc=12)[parts(name)[0]]
+    assert cfg.train_dataloader.batch_size * gpus == cfg.auto_scale_lr.base_batch_size == batch
+    assert cfg.auto_scale_lr.enable
+    assert cfg.optim_wrapper.optimizer.to_dict() == dict(
+        type='SGD', lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
+    assert cfg.train_cfg.max_epochs == epochs
+
+
+# Type of a component -> what is set for a run that is small. Whatever is not here runs as in the config.
+SMALLER = {
+    'mmpretrain.RandomResizedCrop': dict(scale=64),
+    'mmpretrain.ResizeEdge': dict(scale=72),
+    'mmpretrain.CenterCrop': dict(crop_size=64),
+    'mmseg.RandomCrop': dict(crop_size=(65, 65)),
+    'mmseg.Resize': dict(scale=(65, 1000)),
+    'Pad': dict(size=(65, 65)),
+    'mmseg.SegDataPreProcessor': dict(size=(65, 65)),
+}
+RANDOM_RESIZE = {'voc': [(40, 1000), (90, 1000)], 'mmseg': (256, 64)}
+INPUT_SIZE = dict(cifar100=(32, 32), imagenet=(64, 64), voc=(65, 65), digits=(16, 16))
+
+
+def small_config(name, work_dir):
+    """The config with small images and batches, and quiet."""
+    data, _, _, special = parts(name)
+    cfg = read_config(CONFIGS[name])
+    for part in components(cfg._cfg_dict):
+        part.update(SMALLER.get(part.type, {}))
+        if part.type == 'RandomResize':
+            part.scale = RANDOM_RESIZE[special or data]
+    if 'teacher' in cfg.model:
+        cfg.model.input_size = INPUT_SIZE[data]
+    cfg.train_dataloader.batch_size = BATCH
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update(num_workers=0, persistent_workers=False)
+    cfg.merge_from_dict(dict(work_dir=str(work_dir), log_level='WARNING'))
+    return cfg
+
+
+def components(part):
+    """Every dict with a type in a config, outer ones first."""
+    if isinstance(part, dict):
+        if 'type' in part:
+            yield part
+        part = list(part.values())
+    if isinstance(part, (list, tuple)):
+        for child in part:
+            yield from components(child)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_the_dry_run_needs_neither_data_nor_files_nor_a_connection(name, tmp_path, monkeypatch):
+    def no_download(*_, **__):
+        raise AssertionError('A dry run downloads nothing.')
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', no_download)
+    monkeypatch.chdir(tmp_path)
+    cfg = small_config(name, tmp_path / 'work')
+    dry_run.prepare(cfg)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 2
+    assert math.isfinite(runner.message_hub.get_scalar('train/loss').current())
+    assert next(iter(runner.message_hub.get_info('last_result')['metrics'].values())) >= 0
+    assert not list(tmp_path.rglob('*.pth'))
+
+
+def test_the_command_line_makes_a_dry_run(tmp_path):
+    command = [sys.executable, REPOSITORY / 'tools/train.py', CONFIGS['digits_wrn16_2_wrn10_1'], '--dry-run']
+    run = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(REPOSITORY)}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert 'Dry run: ok. 2 training steps and 1 validation step' in run.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('part', 'config'), [
+    ('teacher', 'deeplabv3plus_r101-d8_4xb4-20k_voc12aug-512x512'),
+    ('student', 'deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024')])
+def test_the_weights_of_mmseg_fit(part, config):
+    cfg = read_config(CONFIGS['voc_r101_r18_mmseg'])
+    mmseg_model = Config.fromfile(Path(mmseg.__path__[0]) / f'.mim/configs/deeplabv3plus/{config}.py').model
+    mmseg_model.decode_head.num_classes = 21
+    with torch.device('meta'):
+        ours, theirs = (build(model, part, scope='mmseg').state_dict() for model in (cfg.model[part], mmseg_model))
+    shapes = {name: value.shape for name, value in to_model_keys(theirs).items()
+              if not name.startswith('auxiliary_head.')}
+    assert {name: value.shape for name, value in ours.items()} == shapes
+
+
+def test_the_teacher_of_mmseg_is_the_one_that_its_model_zoo_lists():
+    url = read_config(CONFIGS['voc_r101_r18_mmseg']).model.teacher_checkpoint
+    metafile = Path(mmseg.__path__[0]) / '.mim/configs/deeplabv3plus/metafile.yaml'
+    (entry, ) = [model for model in mmengine.load(metafile)['Models'] if model['Weights'] == url]
+    assert entry['Name'] == 'deeplabv3plus_r101-d8_4xb4-20k_voc12aug-512x512'
+
+
+def write_data(cfg, data, root, monkeypatch):
+    """Write a tiny dataset to ``root`` and let the config read it."""
+    if data == 'cifar100':
+        monkeypatch.setattr(CIFAR100, 'train_list', [['train', None]])  # without the checksums of the real files
+        monkeypatch.setattr(CIFAR100, 'test_list', [['test', None]])
+        write_cifar100(root, train=2 * BATCH, test=6)
+    elif data == 'imagenet':
+        write_imagenet(root, train=2 * BATCH, val=6)
+    elif data == 'voc':
+        write_voc(root, train=1, aug=1, val=2)
+    for part in components(cfg._cfg_dict):
+        if 'data_root' in part:
+            part.data_root = str(root)
+
+
+class Recorder(Hook):
+    """Keeps the weights as training finds them, and the losses of each step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def before_train(self, runner):
+        self.weights = sums(runner.model)
+        self.teacher = sums(getattr(runner.model, 'teacher', torch.nn.Module()))
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.steps.append({name: value.item() for name, value in outputs.items() if 'loss' in name})
+
+
+def sums(module):
+    return {name: value.double().sum().item() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_it_trains_and_evaluates(name, tmp_path, monkeypatch):
+    data = parts(name)[0]
+    cfg = small_config(name, tmp_path / 'work')
+    write_data(cfg, data, tmp_path / 'data', monkeypatch)
+    for part in components(cfg._cfg_dict):
+        if (part.get('init_cfg') or {}).get('type') == 'Pretrained':
+            part.init_cfg = None
+    if data == 'digits':
+        cfg.train_cfg.update(max_iters=2, val_interval=2)
+    else:
+        epochs = 2 if data == 'voc' else 1  # VOC trains only the connectors in its first epoch
+        cfg.train_cfg.update(max_epochs=epochs, val_interval=epochs)
+        cfg.model.teacher_checkpoint = None
+    cfg.default_hooks.checkpoint.interval = 2 if data in ('digits', 'voc') else 1
+    runner = Runner.from_cfg(cfg)
+    check_networks(name, runner.model)
+    recorder = Recorder()
+    runner.register_hook(recorder)
+    runner.train()
+
+    assert len(recorder.steps) == 2
+    for losses in recorder.steps:
+        check_losses(losses, cfg, data)
+    after = sums(runner.model)
+    still = [name for name, value in runner.model.named_parameters() if recorder.weights[name] == after[name]]
+    # A vector that begins at zero and gets no gradient stays, and there are not many of those.
+    assert len(still) < 0.1 * len(after) and not any(name.endswith('conv1.weight') for name in still)
+    assert sums(getattr(runner.model, 'teacher', torch.nn.Module())) == recorder.teacher
+
+    metrics = runner.message_hub.get_info('last_result')['metrics']
+    expected = dict(digits={'accuracy/top1'}, voc={'aAcc', 'mIoU', 'mAcc'})
+    assert set(metrics) == expected.get(data, {'accuracy/top1', 'accuracy/top5'})
+    assert all(0 <= value <= 100 for value in metrics.values())
+    check_optimizer(runner, data, cfg)
+    check_checkpoint(runner, data, tmp_path / 'work')
+    shutil.rmtree(tmp_path)  # checkpoints are large
+
+
+def check_networks(name, model):
+    """Teacher and student are those of the name. A plain model is a teacher."""
+    data, *networks, special = parts(name)
+    models = [model.teacher, model.student] if networks[1] else [model]
+    for network, model in zip(networks, models):
+        head = model.decode_head if data == 'voc' else model.head
+        assert head.num_classes == CLASSES[data]
+        if special:
+            assert type(model.backbone).__name__ == 'ResNetV1c' and model.backbone.depth == int(network[1:])
+        elif network == 'wrn10_1':
+            assert count(model) == WRN10_1
+        elif data == 'digits':  # a hundred classes less ninety
+            assert count(model) == parameter_count(network) - 90 * (128 + 1)
+        else:
+            assert count(model) == parameter_count(NETWORKS[data][network])
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_losses(losses, cfg, data):
+    assert all(math.isfinite(value) for value in losses.values())
+    if 'teacher' not in cfg.model:
+        assert set(losses) == {'loss'}
+        return
+    task = {'decode.loss_ce'} if data == 'voc' else {'loss_task'}
+    distillation = {key for key in losses if key.startswith('distill.loss_')}
+    assert set(losses) == {'loss'} | task | distillation
+    assert len(distillation) == len(cfg.model.taps)
+    assert all(losses[key] > 0 for key in task | distillation)
+    assert losses['loss'] == pytest.approx(sum(losses[key] for key in task | distillation), rel=1e-5)
+
+
+def check_optimizer(runner, data, cfg):
+    """Each parameter of student and connectors is in it once, none of the teacher, at the scaled rate of the recipe."""
+    names = {id(parameter): name for name, parameter in runner.model.named_parameters()}
+    groups = runner.optim_wrapper.optimizer.param_groups
+    optimized = [names[id(parameter)] for group in groups for parameter in group['params']]
+    assert sorted(optimized) == sorted(names.values())
+    if data == 'digits':
+        return
+    rate, decay, _, _ = RECIPES[data]
+    for group in groups:
+        for parameter in group['params']:
+            tenfold = data == 'voc' and names[id(parameter)].startswith(('student.decode_head', 'connectors'))
+            expected = rate * (10 if tenfold else 1) * BATCH / cfg.auto_scale_lr.base_batch_size
+            assert group['initial_lr'] == pytest.approx(expected)
+            assert group['weight_decay'] == decay
+
+
+def check_checkpoint(runner, data, work_dir):
+    """It holds the student and not the teacher; VOC keeps its best mIoU as well."""
+    last = Path((work_dir / 'last_checkpoint').read_text())
+    weights = torch.load(last, weights_only=True)['state_dict']
+    assert set(to_model_keys(weights)) == set(getattr(runner.model, 'student', runner.model).state_dict())
+    assert len(list(work_dir.glob('best_mIoU_*.pth'))) == (data == 'voc')
