@@ -19,7 +19,7 @@ CLASSES = 5
 def wide_resnet(widen_factor=1):
     """Config of a WRN-10 classifier of 16 x 16 images."""
     return dict(
-        type='mmpretrain.ImageClassifier',
+        _scope_='mmpretrain', type='ImageClassifier',
         backbone=dict(type='overhaul.WideResNet', depth=10, widen_factor=widen_factor),
         neck=dict(type='GlobalAveragePooling'),
         head=dict(type='LinearClsHead', num_classes=CLASSES, in_channels=64 * widen_factor))
@@ -28,7 +28,7 @@ def wide_resnet(widen_factor=1):
 def resnet(base_channels=8, **backbone):
     """Config of mmpretrain's CIFAR ResNet-18 classifier, whose blocks share one in-place ReLU."""
     return dict(
-        type='mmpretrain.ImageClassifier',
+        _scope_='mmpretrain', type='ImageClassifier',
         backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=base_channels, stem_channels=base_channels,
                       **backbone),
         neck=dict(type='GlobalAveragePooling'),
@@ -38,7 +38,7 @@ def resnet(base_channels=8, **backbone):
 def segmentor(base_channels=4, dropout=0.0, **backbone):
     """Config of an mmseg FCN on a ResNet-18. Its dropout sits before the last convolution."""
     return dict(
-        type='mmseg.EncoderDecoder',
+        _scope_='mmseg', type='EncoderDecoder',
         backbone=dict(type='ResNetV1c', depth=18, base_channels=base_channels, stem_channels=base_channels, **backbone),
         decode_head=dict(type='FCNHead', in_channels=8 * base_channels, in_index=3, channels=8, num_convs=1,
                          num_classes=CLASSES, dropout_ratio=dropout, norm_cfg=dict(type='BN')))
@@ -73,13 +73,11 @@ def distiller_config(**changes):
 
 
 def build_distiller(**changes):
-    """Build the above, initialised, without the warning that the teacher may have no checkpoint."""
+    """Build the above, without the warning that the teacher may have no checkpoint. Its weights follow the seed."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='The teacher has no teacher_checkpoint')
-        model = MODELS.build(distiller_config(**changes))
-    model.init_weights()
-    return model
+        return MODELS.build(distiller_config(**changes))
 
 
 def batch(size=4, seed=0, pixels=16):
@@ -112,7 +110,7 @@ def runner(folder, model, batches, epochs, optim_wrapper, hooks=(), schedule=Non
     arguments = dict(
         model=model, work_dir=str(folder), train_dataloader=loader(batches),
         train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=10**6), optim_wrapper=optim_wrapper,
-        param_scheduler=schedule, custom_hooks=list(hooks), default_hooks=dict(checkpoint=None),
+        param_scheduler=schedule, custom_hooks=list(hooks), default_hooks=dict(checkpoint=None, sampler_seed=None),
         default_scope='mmpretrain', experiment_name=str(folder))
     return Runner(**{**arguments, **more})
 
