@@ -1,17 +1,21 @@
 """Registries of scope ``overhaul``: every component is usable from any OpenMMLab config as ``overhaul.X``."""
 
 import difflib
+import inspect
 import re
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Collection, Iterable
 
 from mmengine import registry as mmengine_registry
-from mmengine.registry import Registry
+from mmengine.registry import Registry, build_from_cfg
 from torch import nn
 
 from overhaul import compat
 
 # Whatever of overhaul a config names, this module is imported first, and so before mmseg.
 compat.apply()
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def _child(parent: Registry, locations: list[str]) -> Registry:
@@ -30,9 +34,9 @@ PARAM_SCHEDULERS = _child(mmengine_registry.PARAM_SCHEDULERS, ['schedulers'])
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return up to three of ``names`` that look most like ``name``, for an error message; all of them if none does."""
+    """Return up to three of ``names`` that look most like ``name``, for an error message; else the first 20."""
     names = sorted(set(names))
-    return ', '.join(difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names)
+    return ', '.join(difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:20])
 
 
 def build(cfg: dict, what: str, scope: str | None = None, **arguments: object) -> nn.Module:
@@ -45,22 +49,73 @@ def build(cfg: dict, what: str, scope: str | None = None, **arguments: object) -
         arguments: Further arguments of the component.
 
     Raises:
-        ValueError: If a type is unknown; names the nearest ones.
+        ValueError: If a type or a key is unknown, with the nearest ones; if a type or a required key is missing.
     """
     if scope is not None:
         cfg = {'_scope_': scope, **cfg}
     try:
         return MODELS.build({**cfg, **arguments})
-    except KeyError as error:
-        unknown = re.match(r"'?(\S+) is not in the (\S+) registry", str(error).strip('"'))
-        if unknown is None:
+    except (KeyError, TypeError) as error:
+        message = explain(error, what, given=arguments)
+        if message is None:
             raise
-        raise ValueError(
-            f'The {what} asks for the type "{unknown[1]}", which no package has registered. '
-            f'Nearest: {nearest(unknown[1].rpartition(".")[2], _known_types())}. '
-            'A type of another package is written with its scope, as in "mmpretrain.ResNet".') from None
+        raise ValueError(message) from None
 
 
-def _known_types() -> set[str]:
-    registries = [mmengine_registry.MODELS, *mmengine_registry.MODELS.children.values()]
-    return {name for registry in registries for name in registry.module_dict}
+def explain(error: Exception, what: str, given: Collection[str] = ()) -> str | None:
+    """Return what is wrong in a config that a registry failed to build with ``error``; None if that is not the cause.
+
+    Args:
+        error: What was raised, with its traceback.
+        what: What was built, for the message.
+        given: Arguments that do not come from the config, and are no advice.
+    """
+    # Only the variables of mmengine's function tell which part of the config it was at.
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    builds = [frame for frame in frames if frame.f_code is build_from_cfg.__code__]
+    if not builds or not isinstance(error, KeyError | TypeError):
+        return None
+    part, raised_there, message = builds[-1].f_locals, builds[-1] is frames[-1], str(error.args[0])
+    if isinstance(error, KeyError):
+        if not raised_there:
+            return None
+        if 'obj_type' in part:
+            return (f'The {what} asks for the type "{part["obj_type"]}", which no package has registered. '
+                    f'{_nearest_types(part["obj_type"], part["registry"])}'
+                    'A type of another package is written with its scope, as in "mmpretrain.ResNet".')
+        return f'The {what} has a part without a type: {dict(part["cfg"])}. Name one, as in dict(type="...").'
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
+    if unknown and unknown[1] in part['args']:
+        names = _arguments(part['obj_cls']) - set(given)
+        advice = f'Nearest: {nearest(unknown[1], names)}.' if names else 'It takes none.'
+        return f'The {what} gives {part["obj_cls"].__name__} an unknown key "{unknown[1]}". {advice}'
+    missing = re.search(r'missing \d+ required (?:keyword-only|positional) arguments?: (.+)', message)
+    if missing and raised_there:
+        return f'The {what} gives {part["obj_cls"].__name__} no {missing[1]}, which it cannot do without.'
+    return None
+
+
+def _nearest_types(name: str, registry: Registry) -> str:
+    root = registry.root
+    if 'overhaul' in root.children:
+        root.children['overhaul'].import_from_location()
+    scoped: dict[str, list[str]] = {}
+    for owner in (root, *root.children.values()):
+        for known in owner.module_dict:
+            scoped.setdefault(known, []).append(f'{owner.scope}.{known}')
+    close = difflib.get_close_matches(name.rpartition('.')[2], scoped, n=3, cutoff=0.5)
+    return f'Nearest: {", ".join(known for match in close for known in scoped[match])}. ' if close else ''
+
+
+def _arguments(cls: Callable) -> set[str]:
+    """Return the names of what ``cls`` takes, itself or by handing ``**kwargs`` to its bases."""
+    names: set[str] = set()
+    for owner in inspect.getmro(cls) if inspect.isclass(cls) else [cls]:
+        function = vars(owner).get('__init__') if inspect.isclass(owner) else owner
+        if function is None or owner is object:
+            continue
+        parameters = inspect.signature(function).parameters.values()
+        names |= {parameter.name for parameter in parameters if parameter.kind in _NAMED}
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names - {'self'}

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
 
 from overhaul.registry import nearest
+
+# What the runner reads of a config beside what the config has to say, and an override may therefore bring in.
+_ABSENT_PARTS = {
+    *inspect.signature(Runner.__init__).parameters, 'compile', 'custom_imports', 'find_unused_parameters',
+    'model_wrapper_cfg'} - {'self', 'cfg'}
 
 
 def read_config(path: str, overrides: dict | None = None) -> Config:
@@ -14,14 +22,37 @@ def read_config(path: str, overrides: dict | None = None) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such file; names the nearest ones of the same folder.
+        ValueError: If the file does not run, or if an override is of nothing that there is.
     """
     if not Path(path).is_file():
         beside = sorted(file.name for file in Path(path).parent.glob('*.py'))
         hint = f'Nearest there: {nearest(Path(path).name, beside)}.' if beside else 'Its folder has no config either.'
         raise FileNotFoundError(f'There is no config file "{path}". {hint}')
-    cfg = Config.fromfile(path)
-    cfg.merge_from_dict(overrides or {})
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program, and can raise anything
+        raise ValueError(f'The config "{path}" cannot be read: {_fault(error)}. Correct it there.') from error
+    overrides = overrides or {}
+    for key in overrides:
+        part = key.partition('.')[0]
+        if part not in cfg and part not in _ABSENT_PARTS:
+            raise ValueError(
+                f'--cfg-options sets "{key}", and the config has no "{part}". Nearest: '
+                f'{nearest(part, {*cfg, *_ABSENT_PARTS})}.')
+    try:
+        cfg.merge_from_dict(overrides)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'--cfg-options does not fit the config: {error.args[0]}.') from error
     return cfg
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, SyntaxError) and error.text:
+        return f'{error.msg} in line {error.lineno}, "{error.text.strip()}", of it or of a config in its _base_'
+    # The frames of a config have this name.
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == '<module>']
+    where = f' in line {lines[-1].lineno} of "{lines[-1].filename}"' if lines else ''
+    return f'{type(error).__name__}{where}, {error}'
 
 
 def student_only(cfg: Config) -> ConfigDict:
