@@ -92,6 +92,25 @@ def load_weights(model: nn.Module, source: str) -> None:
             logger='current')
 
 
+def check_resumable(model: nn.Module, source: str) -> None:
+    """Refuse a checkpoint that a training of ``model`` cannot be resumed from; mmengine would load what fits of it.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`read_checkpoint`.
+        ValueError: If the file has no state of a training, or one of another model.
+    """
+    checkpoint = read_checkpoint(source)
+    if not {'meta', 'message_hub', 'optimizer'} <= checkpoint.keys():
+        raise ValueError(
+            f'"{source}" holds weights and not the state of a training, so there is nothing to resume. Name an '
+            'iter_*.pth or epoch_*.pth of a work directory; to start anew from weights: --cfg-options load_from=PATH.')
+    misfit = _misfit(_state_dict(checkpoint), model.state_dict())
+    if misfit:
+        raise ValueError(
+            f'"{source}" is from the training of another model: {misfit}. Resume with the config, and with or without '
+            '--student-only, as that training was started.')
+
+
 def to_model_keys(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the tensors of ``state_dict`` to what mmpretrain and mmseg models call them; values are not touched.
 

@@ -10,7 +10,9 @@ from typing import NoReturn
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
 
 
 def apply() -> None:
@@ -83,6 +85,22 @@ def _allow_mmengine_checkpoints() -> None:
         allowed += [(multiarray._reconstruct, f'{module}._reconstruct'), (multiarray.scalar, f'{module}.scalar')]
     allowed += [type(np.dtype(name)) for name in ('f8', 'f4', 'i8', 'i4', 'u1', '?')]
     torch.serialization.add_safe_globals(allowed)
+
+
+def never_run_checkpoints(runner: Runner) -> None:
+    """Keep ``runner`` from running the text of a config that a checkpoint to resume from brings along.
+
+    mmengine 0.10.7 reads ``meta['config']``, a Python program, to look for the number of GPUs in it, which it does not
+    write any more. ``weights_only`` is no help there, since the program is a harmless string until it is run.
+    Delete when ``Runner.resume`` leaves that text alone.
+    """
+    class ForgetConfig(Hook):
+        priority = 'VERY_HIGH'
+
+        def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+            checkpoint.get('meta', {}).pop('config', None)
+
+    runner.register_hook(ForgetConfig())
 
 
 def prepare_launcher(cfg: Config) -> None:

@@ -8,10 +8,12 @@ import tempfile
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from overhaul import compat, dry_run
+from overhaul.checkpoints import check_resumable, read_checkpoint
 from overhaul.errors import one_paragraph_errors
+from overhaul.hooks.summary import bare_model
 from overhaul.settings import read_config, student_only
 
 
@@ -53,6 +55,17 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
     return cfg
 
 
+def check_start(runner: Runner, cfg: Config) -> None:
+    """Read the checkpoint that the training starts from, if there is one, and refuse it where it is of no use."""
+    source = cfg.get('load_from')
+    if cfg.get('resume'):
+        source = source or find_latest_checkpoint(cfg.work_dir)
+        if source:
+            check_resumable(bare_model(runner), source)
+    elif source:
+        read_checkpoint(source)
+
+
 def main() -> None:
     """Train."""
     arguments = parse_arguments()
@@ -63,7 +76,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             if arguments.dry_run:
                 cfg.work_dir = scratch
-            Runner.from_cfg(cfg).train()
+            runner = Runner.from_cfg(cfg)
+            check_start(runner, cfg)
+            compat.never_run_checkpoints(runner)
+            runner.train()
 
 
 if __name__ == '__main__':
