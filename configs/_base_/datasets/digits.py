@@ -6,7 +6,7 @@ data_preprocessor = dict(
 enlarge = dict(type='mmpretrain.Resize', scale=(16, 16), interpolation='bilinear')
 train_pipeline = [
     enlarge,
-    dict(type='mmpretrain.RandomCrop', crop_size=16, padding=1),  # shifts by up to one pixel; a flip is another sign
+    dict(type='mmpretrain.RandomCrop', crop_size=16, padding=2),  # shifts by up to two pixels; a flip is another sign
     dict(type='mmpretrain.PackInputs'),
 ]
 test_pipeline = [enlarge, dict(type='mmpretrain.PackInputs')]
