@@ -6,14 +6,18 @@ import warnings
 from collections.abc import Sequence
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from overhaul.checkpoints import load_weights
+from overhaul.normalization import Renormalize
 from overhaul.registry import MODELS, build, nearest
-from overhaul.taps import Taps
+from overhaul.settings import model_of
+from overhaul.stages import auto_taps
+from overhaul.taps import Tap, Taps
 
 _TAP_KEYS = ('teacher', 'student', 'loss_weight', 'margin_norm')
 
@@ -32,21 +36,27 @@ class OverhaulDistiller(BaseModel):
     EMA and conversion to synchronised batch norm pass it by.
 
     Args:
-        teacher: Config of an mmpretrain or mmseg model.
+        teacher: Config of an mmpretrain or mmseg model, or the config file that trains it: a path, or one of a package
+            as ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'``. Where its data preprocessor normalises otherwise than
+            the student's, its images are normalised anew.
         student: Likewise.
-        taps: Feature positions, shallow to deep, one dict each with ``teacher`` and ``student`` (``'path.of.module'``
+        taps: Feature positions, shallow to deep, or ``'auto'``, which finds and pairs the stages of both models, see
+            :func:`overhaul.stages.find_stages`. One dict each with ``teacher`` and ``student`` (``'path.of.module'``
             or ``'path.of.module:input'``, see :class:`overhaul.taps.Tap`), ``loss_weight`` (default 1), and
-            ``margin_norm``, the path of the teacher's batch norm that gives the margin (default: the last one of as
-            many channels on the main path before the tap).
+            ``margin_norm``, the path of the teacher's batch norm that gives the margin (default: the last one of the
+            same shape on the main path before the tap; without any, the margin is estimated, see
+            :class:`overhaul.margins.MarginReLU`).
         teacher_checkpoint: Weights of the teacher, a file or URL as :func:`overhaul.checkpoints.read_checkpoint` takes
             it. ``None`` leaves the teacher as its config initialises it, and warns.
         connector: Student transform, built with ``student_channels`` and ``teacher_channels``.
-        margin: Teacher transform, built with ``norm``, the batch norm before the tap.
+        margin: Teacher transform, built with ``channels`` and ``norm``, the batch norm before the tap or ``None``.
         distill_loss: Distance between the two, scaled with alpha.
         teacher_batch_norm: ``'batch'`` normalises the teacher with the statistics of the batch, as the paper does
             (Table 8), ``'running'`` with those of its training.
         teacher_dropout: Whether the dropout of the teacher is live, as it is in the official segmentation code. The
             features of the teacher are noisy then.
+        match_sizes: Whether to bring the teacher's feature to the height and width of the student's where they differ,
+            by averaging if it is larger and bilinearly if it is smaller. Otherwise that is an error.
         input_size: Height and width of the blank image of the dry run that finds channels and sizes.
         data_preprocessor: As in mmpretrain and mmseg, where a config gives it beside the model. Goes to the student
             and, where its config has none, to the teacher.
@@ -56,38 +66,46 @@ class OverhaulDistiller(BaseModel):
         connectors, margins: One per tap.
 
     Raises:
-        ValueError: If a tap does not exist, is not reached or has no batch norm; if teacher and student differ in
-            height and width at a tap; if a type is unknown; if the checkpoint does not fit.
+        ValueError: If a tap does not exist or is not reached; if teacher and student differ in height and width at a
+            tap; if a type is unknown; if the checkpoint does not fit.
         FileNotFoundError: If the checkpoint does not exist.
     """
 
     def __init__(
         self,
-        teacher: dict,
-        student: dict,
-        taps: Sequence[dict],
+        teacher: dict | str,
+        student: dict | str,
+        taps: Sequence[dict] | str,
         teacher_checkpoint: str | None = None,
         connector: dict = dict(type='ConvBNConnector'),  # noqa: B006, read only
         margin: dict = dict(type='MarginReLU'),  # noqa: B006
         distill_loss: dict = dict(type='PartialL2Loss'),  # noqa: B006
         teacher_batch_norm: str = 'batch',
         teacher_dropout: bool = False,
+        match_sizes: bool = False,
         input_size: tuple[int, int] = (224, 224),
         data_preprocessor: dict | None = None,
     ) -> None:
         _check_arguments(taps, teacher_batch_norm)
-        student_model = build(_with_preprocessor(student, data_preprocessor), 'student')
+        student = _with_preprocessor(model_of(student), data_preprocessor)
+        student_model = build(student, 'student')
         super().__init__(data_preprocessor=student_model.data_preprocessor)
         self.student = student_model
         self.teacher_batch_norm, self.teacher_dropout = teacher_batch_norm, teacher_dropout
         # Past nn.Module's __setattr__, which would make it a submodule.
-        self.__dict__['teacher'] = _build_teacher(_with_preprocessor(teacher, data_preprocessor), teacher_checkpoint)
+        self.__dict__['teacher'] = _build_teacher(
+            _with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint)
+        self.renormalize = _renormalize(self.student, self.teacher)
 
+        if taps == 'auto':
+            taps = auto_taps(self.teacher, self.student, input_size)
         self.teacher_taps = Taps(self.teacher, [tap['teacher'] for tap in taps], 'teacher')
         self.student_taps = Taps(self.student, [tap['student'] for tap in taps], 'student')
         self.teacher_taps.dry_run(self.teacher, input_size, stop_after_last=True)
         self.student_taps.dry_run(self.student, input_size, stop_after_last=False)
-        self._check_sizes(input_size)
+        self.match_sizes = match_sizes
+        if not match_sizes:
+            self._check_sizes(input_size)
 
         self.tap_weights = [tap.get('loss_weight', 1.0) for tap in taps]
         self.loss_names = _loss_names([tap['student'] for tap in taps])
@@ -96,8 +114,10 @@ class OverhaulDistiller(BaseModel):
                   student_channels=student_tap.channels, teacher_channels=teacher_tap.channels)
             for teacher_tap, student_tap in zip(self.teacher_taps, self.student_taps))
         self.margins = nn.ModuleList(
-            build(margin, 'margin', scope='overhaul', norm=self._margin_norm(teacher_tap, tap.get('margin_norm')))
+            build(margin, 'margin', scope='overhaul', channels=teacher_tap.channels,
+                  norm=self._margin_norm(teacher_tap, tap.get('margin_norm')))
             for teacher_tap, tap in zip(self.teacher_taps, taps))
+        self._margins_known = False
         self.distill_loss = build(distill_loss, 'distill_loss', scope='overhaul')
         self.train()
 
@@ -107,16 +127,13 @@ class OverhaulDistiller(BaseModel):
                 raise ValueError(
                     f'Teacher and student differ in size at a tap: "{teacher_tap.path}" is {_size(teacher_tap.size)} '
                     f'and "{student_tap.path}" is {_size(student_tap.size)} for an image of {_size(input_size)}. '
-                    'Pair taps of the same stride.')
+                    "Pair taps of the same stride, or let match_sizes=True resize the teacher's feature.")
 
-    def _margin_norm(self, teacher_tap: object, path: str | None) -> _BatchNorm:
+    def _margin_norm(self, teacher_tap: Tap, path: str | None) -> _BatchNorm | None:
         norm_path = path or teacher_tap.norm_path
         modules = dict(self.teacher.named_modules())
         if norm_path is None:
-            raise ValueError(
-                f'No batch norm of {teacher_tap.channels} channels runs before the teacher tap "{teacher_tap.path}", '
-                'so its margin is unknown. Name one with margin_norm="path.of.batch_norm" in that tap, or tap '
-                'elsewhere.')
+            return None
         if not isinstance(modules.get(norm_path), _BatchNorm):
             norms = [name for name, module in modules.items() if isinstance(module, _BatchNorm)]
             raise ValueError(
@@ -136,10 +153,10 @@ class OverhaulDistiller(BaseModel):
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Return the losses of the student and, per tap, of the distillation, each a scalar."""
+        self._check_margins()
         with torch.no_grad():
             teacher_features = [
-                margin(feature)
-                for margin, feature in zip(self.margins, self.teacher_taps.read(self.teacher, inputs))]
+                margin(feature) for margin, feature in zip(self.margins, self.teacher_features(inputs))]
         self.student_taps.start()
         losses = dict(self.student(inputs, data_samples, mode='loss'))
         if 'loss' in losses:
@@ -147,8 +164,28 @@ class OverhaulDistiller(BaseModel):
         student_features = self.student_taps.take()
         for name, weight, connector, student_feature, teacher_feature in zip(
                 self.loss_names, self.tap_weights, self.connectors, student_features, teacher_features):
+            if self.match_sizes:
+                teacher_feature = _resize(teacher_feature, student_feature.shape[2:])
             losses[name] = weight * self.distill_loss(connector(student_feature), teacher_feature)
         return losses
+
+    def teacher_features(self, inputs: Tensor) -> list[Tensor]:
+        """Return the teacher's features at its taps, before their margins, for the student's ``inputs`` (N, 3, H, W).
+
+        Call it without gradient.
+        """
+        return self.teacher_taps.read(self.teacher, inputs if self.renormalize is None else self.renormalize(inputs))
+
+    def _check_margins(self) -> None:
+        if self._margins_known:
+            return
+        unknown = [tap.path for tap, margin in zip(self.teacher_taps, self.margins) if not getattr(margin, 'known', 1)]
+        if unknown:
+            raise ValueError(
+                f'The margins of the teacher taps {", ".join(unknown)} are to be estimated from data, and have not '
+                'been. Add dict(type="overhaul.CalibrateHook") to custom_hooks, or name the batch norms that give '
+                'them with margin_norm.')
+        self._margins_known = True
 
     def train(self, mode: bool = True) -> OverhaulDistiller:
         """Set the mode of student and connectors. The teacher's is eval but for its batch norms, as configured."""
@@ -195,6 +232,22 @@ def _build_teacher(cfg: dict, checkpoint: str | None) -> nn.Module:
             # In train mode: statistics of the batch, and the running ones not touched. In eval mode: the running ones.
             module.track_running_stats = False
     return teacher
+
+
+def _renormalize(student: nn.Module, teacher: nn.Module) -> Renormalize | None:
+    renormalize = Renormalize(student.data_preprocessor, teacher.data_preprocessor)
+    if renormalize.is_identity:
+        return None
+    print_log("Teacher and student normalise images differently: the teacher's are normalised anew.", 'current')
+    return renormalize
+
+
+def _resize(feature: Tensor, size: torch.Size) -> Tensor:
+    if feature.shape[2:] == size:
+        return feature
+    if feature.shape[2:].numel() > size.numel():
+        return nn.functional.adaptive_avg_pool2d(feature, size)
+    return nn.functional.interpolate(feature, size, mode='bilinear', align_corners=False)
 
 
 def _with_preprocessor(cfg: dict, data_preprocessor: dict | None) -> dict:

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from mmengine import dist
 from torch import Tensor, nn
 
 from overhaul.registry import MODELS
@@ -44,20 +45,62 @@ def margin_from_batch_norm(weight: Tensor, bias: Tensor) -> Tensor:
 class MarginReLU(nn.Module):
     """Margin ReLU ``max(T, m)`` on a teacher feature (N, C, H, W), with one margin ``m <= 0`` per channel.
 
-    Keeps the positive responses as they are and lifts all others to the channel's mean negative response
-    (paper, section 3.1). The margins are the buffer ``margin`` (C,), computed once from the batch norm that feeds the
-    tap, see :func:`margin_from_batch_norm`; so the teacher's weights must be loaded before.
+    Keeps the positive responses as they are and lifts all others to the channel's mean negative response (paper,
+    section 3.1). The margins are the buffer ``margin`` (C,), NaN as long as they are not known.
 
     Args:
-        norm: The teacher's batch norm before the tap.
+        channels: C.
+        norm: The teacher's batch norm before the tap, its weights loaded; None where there is none.
+        source: ``'batch_norm'`` takes the margins from ``norm`` in closed form, see :func:`margin_from_batch_norm`.
+            ``'data'`` leaves them to be estimated before training by :class:`overhaul.hooks.CalibrateHook`, as the
+            mean of the negative responses. ``'auto'``, the default, takes the former where there is a ``norm``.
+
+    Raises:
+        ValueError: If the ``source`` is unknown, or the batch norm that it needs is missing.
     """
 
-    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+    def __init__(
+            self, channels: int, norm: nn.modules.batchnorm._BatchNorm | None = None, source: str = 'auto') -> None:
         super().__init__()
-        weight = torch.ones(norm.num_features) if norm.weight is None else norm.weight
-        bias = torch.zeros(norm.num_features) if norm.bias is None else norm.bias
-        self.register_buffer('margin', margin_from_batch_norm(weight, bias))
+        if source not in ('auto', 'batch_norm', 'data'):
+            raise ValueError(f'The source of the margins is "auto", "batch_norm" or "data", not {source!r}.')
+        if source == 'batch_norm' and norm is None:
+            raise ValueError(
+                f'No batch norm of {channels} channels feeds the teacher tap, so there is none to take the margins '
+                'from. Name one with margin_norm="path.of.batch_norm" in that tap, or estimate the margins: '
+                'margin=dict(type="MarginReLU", source="data").')
+        if source == 'data' or norm is None:
+            margin = torch.full((channels, ), math.nan)
+        else:
+            weight = torch.ones(channels) if norm.weight is None else norm.weight
+            bias = torch.zeros(channels) if norm.bias is None else norm.bias
+            margin = margin_from_batch_norm(weight, bias)
+        self.register_buffer('margin', margin)
+
+    @property
+    def known(self) -> bool:
+        """Whether the margins are there, and need not be estimated."""
+        return not self.margin.isnan().any().item()
 
     def forward(self, feature: Tensor) -> Tensor:
         """Return ``max(feature, margin)``, of the same shape."""
         return torch.maximum(feature, self.margin.view(-1, 1, 1))
+
+
+class NegativeMean:
+    """The mean negative response of each channel over many features (N, C, H, W), on all processes together."""
+
+    def __init__(self) -> None:
+        self._sum = self._count = 0
+
+    def add(self, feature: Tensor) -> None:
+        """Take a feature in."""
+        self._sum = self._sum + feature.double().clamp(max=0).sum((0, 2, 3))
+        self._count = self._count + (feature < 0).sum((0, 2, 3))
+
+    def result(self) -> Tensor:
+        """Return the means (C,) in float64; 0 for a channel without a negative response."""
+        total, count = self._sum, self._count
+        dist.all_reduce(total)
+        dist.all_reduce(count)
+        return total / count.clamp(min=1)

@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
 from mmengine.runner import Runner
 
 from overhaul.registry import nearest
@@ -20,16 +21,21 @@ _ABSENT_PARTS = {
 def read_config(path: str, overrides: dict | None = None) -> Config:
     """Read a config file and merge ``overrides``, as ``--cfg-options`` gives them, into it.
 
+    Args:
+        path: A file, or one that comes with a package: ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'``.
+        overrides: Keys with dots, and their values.
+
     Raises:
         FileNotFoundError: If there is no such file; names the nearest ones of the same folder.
         ValueError: If the file does not run, or if an override is of nothing that there is.
     """
-    if not Path(path).is_file():
+    packaged = '::' in path
+    if not packaged and not Path(path).is_file():
         beside = sorted(file.name for file in Path(path).parent.glob('*.py'))
         hint = f'Nearest there: {nearest(Path(path).name, beside)}.' if beside else 'Its folder has no config either.'
         raise FileNotFoundError(f'There is no config file "{path}". {hint}')
     try:
-        cfg = Config.fromfile(path)
+        cfg = get_config(path) if packaged else Config.fromfile(path)
     except Exception as error:  # a config is a program, and can raise anything
         raise ValueError(f'The config "{path}" cannot be read: {_fault(error)}. Correct it there.') from error
     overrides = overrides or {}
@@ -55,6 +61,24 @@ def _fault(error: Exception) -> str:
     return f'{type(error).__name__}{where}, {error}'
 
 
+def model_of(source: dict | str) -> dict:
+    """Return the config of a model: ``source`` itself, or what the config file that it names trains.
+
+    Such a model takes the data preprocessor and the scope of its file along.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`read_config`.
+        ValueError: If the file has no model.
+    """
+    if not isinstance(source, str):
+        return source
+    cfg = read_config(source)
+    if 'model' not in cfg:
+        raise ValueError(f'The config "{source}" has no model. Name one that trains a model, or write the model out.')
+    preprocessor = {'data_preprocessor': cfg.data_preprocessor} if 'data_preprocessor' in cfg else {}
+    return {'_scope_': cfg.get('default_scope', 'mmengine'), **preprocessor, **cfg.model}
+
+
 def student_only(cfg: Config) -> ConfigDict:
     """Return the config of the student of a distillation, to be trained or tested without its teacher.
 
@@ -78,7 +102,7 @@ def _part(cfg: Config, name: str) -> ConfigDict:
         raise ValueError(
             f'The model of this config is a {cfg.model.type}, which has no {name}. The option is for configs of an '
             'overhaul.OverhaulDistiller.')
-    model = cfg.model[name]
+    model = ConfigDict(model_of(cfg.model[name]))
     if 'data_preprocessor' in cfg.model:
         model.setdefault('data_preprocessor', cfg.model.data_preprocessor)
     return model

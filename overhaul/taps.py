@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 # A batch norm on one of these branches does not scale the feature that the residual block computes.
 _SIDE_BRANCHES = ('downsample', 'shortcut')
@@ -76,11 +78,14 @@ class Tap:
     def _record(self, feature: object) -> None:
         if not self._reading:
             return
-        if not isinstance(feature, Tensor):
+        feature_map = as_map(feature)
+        if feature_map is None:
+            kind = f'tensor of shape {tuple(feature.shape)}' if isinstance(feature, Tensor) else type(feature).__name__
             raise ValueError(
-                f'The {self.owner} tap "{self.path}" ({type(self.module).__name__}) gives a '
-                f'{type(feature).__name__}, and a tap is one tensor (N, C, H, W). Choose a module inside it.')
-        self._feature = feature.clone() if self._copy else feature
+                f'The {self.owner} tap "{self.path}" ({type(self.module).__name__}) gives a {kind}, and a tap is one '
+                'feature map (N, C, H, W), or tokens (N, H * W, C) of a square one. Choose a module inside it, before '
+                'the pooling or flattening.')
+        self._feature = feature_map.clone() if self._copy else feature_map
         self.calls += 1
         if not torch.compiler.is_compiling():
             self._version = self._feature._version
@@ -113,20 +118,16 @@ class Tap:
         feature, self._feature = self._feature, None
         return feature
 
-    def learn(self, norms_before: Sequence[tuple[str, int]]) -> None:
+    def learn(self, norms_before: Sequence[tuple[str, torch.Size]]) -> None:
         """Note what the dry run shows: channels, size, the batch norm before, and whether to copy the feature."""
         # A copy keeps the feature whatever the model does to its own tensor afterwards.
         self._reading = False
         self._copy = self._overwritten
         feature, self._feature = self._feature, None
-        if feature.dim() != 4:
-            raise ValueError(
-                f'The {self.owner} tap "{self.path}" ({type(self.module).__name__}) has shape {tuple(feature.shape)}, '
-                'and a tap is a map (N, C, H, W). Choose a module before the pooling or flattening.')
         self.channels, self.size = feature.shape[1], tuple(feature.shape[2:])
         main_path = [
-            path for path, channels in norms_before
-            if channels == self.channels and not any(branch in path for branch in _SIDE_BRANCHES)]
+            path for path, shape in norms_before
+            if shape == feature.shape and not any(branch in path for branch in _SIDE_BRANCHES)]
         self.norm_path = main_path[-1] if main_path else None
 
 
@@ -179,29 +180,22 @@ class Taps:
             input_size: Height and width of the blank image.
             stop_after_last: Whether later passes may end at the tap that is reached last.
         """
-        events: list[Tap | tuple[str, int]] = []  # taps, and batch norms with their channels, as they ran
+        events: list[Tap | tuple[str, torch.Size]] = []  # taps, and batch norms with their shapes, as they ran
 
         def note(event: Tap | str) -> Callable:
             if isinstance(event, Tap):
                 return lambda *_: events.append(event)
-            return lambda module, inputs, output: events.append((event, output.shape[1]))
+            return lambda module, inputs: events.append((event, inputs[0].shape))
 
-        hooks = [m.register_forward_hook(note(path)) for path, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        # Before it runs: some batch norms hold the activation that is tapped.
+        hooks = [
+            module.register_forward_pre_hook(note(path))
+            for path, module in model.named_modules() if isinstance(module, _BatchNorm)]
         for tap in self.taps:
             register = tap.module.register_forward_pre_hook if tap._side else tap.module.register_forward_hook
             hooks.append(register(note(tap)))
-        modes = [(module, module.training) for module in model.modules()]
-        parameter = next(model.parameters())
-        model.eval()
         self.start()
-        try:
-            with torch.no_grad():
-                model(torch.zeros(1, 3, *input_size, dtype=parameter.dtype, device=parameter.device), mode='tensor')
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for module, training in modes:
-                module.training = training
+        blank_pass(model, input_size, hooks)
         reached = [event for event in events if isinstance(event, Tap)]
         for tap in self.taps:
             if tap not in reached:
@@ -210,6 +204,48 @@ class Taps:
             tap.learn([event for event in before if not isinstance(event, Tap)])
         if stop_after_last:
             reached[-1].last_call = reached[-1].calls
+
+
+def as_map(output: object) -> Tensor | None:
+    """Return what a module gives as a feature map (N, C, H, W), or None if it is none.
+
+    Takes a map as it is, tokens (N, H * W, C) with their ``(H, W)`` as Swin gives them, and tokens of a square map,
+    with up to two class tokens before them, which are dropped.
+    """
+    tokens, size = output, None
+    if isinstance(output, (tuple, list)) and len(output) == 2 and isinstance(output[1], (tuple, list, torch.Size)):
+        tokens, size = output
+    if not isinstance(tokens, Tensor):
+        return None
+    if tokens.dim() == 4 and size is None:
+        return tokens
+    if tokens.dim() != 3:
+        return None
+    count = tokens.shape[1]
+    if size is None:
+        side = math.isqrt(count)
+        size = (side, side)
+        if not 0 <= count - side * side <= 2 or side < 2:
+            return None
+    height, width = size
+    return tokens[:, count - height * width:].transpose(1, 2).unflatten(2, (height, width))
+
+
+def blank_pass(
+        model: nn.Module, input_size: tuple[int, int], hooks: Sequence[RemovableHandle],
+        fill: Callable[..., Tensor] = torch.zeros) -> None:
+    """Run ``model`` once, without gradient and in eval mode, and remove ``hooks``. It comes out as it went in."""
+    modes = [(module, module.training) for module in model.modules()]
+    parameter = next(model.parameters())
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(fill(1, 3, *input_size, dtype=parameter.dtype, device=parameter.device), mode='tensor')
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
 
 
 def _unknown_tap(path: str, owner: str, modules: dict[str, nn.Module]) -> str:

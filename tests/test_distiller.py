@@ -432,8 +432,9 @@ ERRORS = {
     'bad teacher_batch_norm': (
         dict(teacher_batch_norm='eval'), 'teacher_batch_norm is "batch" or "running", not \'eval\''),
     'no batch norm before the tap': (
-        dict(taps=tap(teacher='backbone.conv1', student='backbone.conv1')),
-        'No batch norm of 16 channels runs before the teacher tap "backbone.conv1"'),
+        dict(taps=[dict(teacher='backbone.conv1', student='backbone.conv1')],
+             margin=dict(type='MarginReLU', source='batch_norm')),
+        'No batch norm of 16 channels feeds the teacher tap'),
     'margin_norm is no batch norm': (
         dict(taps=tap(margin_norm='backbone.block2.0.conv1')), 'is no batch norm of the teacher. Nearest: backbone.bl'),
     'margin_norm of other channels': (

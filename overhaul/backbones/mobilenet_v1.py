@@ -35,6 +35,8 @@ class MobileNetV1(BaseBackbone):
         ValueError: If ``out_indices`` is not as above.
     """
 
+    stage_taps = ('model.3.4', 'model.5.4', 'model.11.4', 'model.13.4')  # those of the paper
+
     def __init__(self, out_indices: Sequence[int] = (13, ), init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
         self.out_indices = check_out_indices('MobileNetV1', out_indices, count=1 + len(BLOCKS))

@@ -108,6 +108,10 @@ class PyramidNet(BaseBackbone):
             raise ValueError(f'{name} got alpha={alpha!r}; it must be a number above 0.')
         self.out_indices = check_out_indices(name, out_indices, count=3)
 
+        # Those of the paper.
+        first = 'bn2' if bottleneck else 'bn1'
+        self.stage_taps = (f'layer2.0.{first}', f'layer3.0.{first}', 'bn_final')
+
         block = PyramidBottleneck if bottleneck else PyramidBlock
         widths = _widths(alpha, 3 * blocks)
         channels = 16

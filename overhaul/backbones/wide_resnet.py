@@ -50,6 +50,8 @@ class WideResNet(BaseBackbone):
         ValueError: If ``depth``, ``widen_factor`` or ``out_indices`` is not as above.
     """
 
+    stage_taps = ('block2.0.bn1', 'block3.0.bn1', 'bn1')  # those of the paper
+
     def __init__(
             self,
             depth: int,

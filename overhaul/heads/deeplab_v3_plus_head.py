@@ -41,6 +41,8 @@ class DeepLabV3PlusHead(ASPPHead):
         **kwargs: The rest of :class:`mmseg.models.decode_heads.ASPPHead`; ``num_classes`` is required.
     """
 
+    stage_taps = {'bottleneck.activate:input': 1, 'fusion.1.activate:input': 1 / 16}  # and weights, those of the paper
+
     def __init__(
             self,
             in_channels: int,

@@ -1,5 +1,6 @@
+from overhaul.hooks.calibrate import CalibrateHook
 from overhaul.hooks.connectors_first import ConnectorsFirstHook
 from overhaul.hooks.reset_momentum import ResetMomentumHook
 from overhaul.hooks.summary import SummaryHook
 
-__all__ = ['ConnectorsFirstHook', 'ResetMomentumHook', 'SummaryHook']
+__all__ = ['CalibrateHook', 'ConnectorsFirstHook', 'ResetMomentumHook', 'SummaryHook']

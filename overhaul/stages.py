@@ -1,0 +1,251 @@
+"""Finds the stages of a network, and with them the taps of ``taps='auto'``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from overhaul.taps import as_map, blank_pass
+
+# Gates such as Sigmoid are left out: what enters them is no feature.
+_ACTIVATIONS = {
+    'ReLU', 'ReLU6', 'LeakyReLU', 'PReLU', 'RReLU', 'ELU', 'CELU', 'SELU', 'SiLU', 'Swish', 'SwishMe', 'Mish', 'GELU',
+    'GELUTanh', 'QuickGELU', 'Hardswish', 'HSwish', 'HardSwish', 'HardswishMe', 'Clip'}
+_MOST_STAGES = 4
+
+# Networks of the paper for which no rule gives its taps, and which are not ours to write them into.
+_PAPER_TAPS = {
+    'mmseg.models.backbones.mobilenet_v2.MobileNetV2':
+        ('layer3.0.conv.0.bn', 'layer4.0.conv.0.bn', 'layer6.0.conv.0.bn', 'layer7.0.conv.2.bn'),
+}
+
+
+class Stage(NamedTuple):
+    """The tap of one stage: its path as :class:`overhaul.taps.Tap` takes it, and what is found there."""
+
+    path: str
+    channels: int
+    size: tuple[int, int]
+
+
+def find_stages(model: nn.Module, input_size: tuple[int, int]) -> list[Stage]:
+    """Return the last pre-activation feature of each stage of the backbone of ``model``, shallow to deep.
+
+    Where the backbone's class names the paper's taps, as ``stage_taps``, those are taken. Elsewhere, from one pass of a
+    random image in eval mode:
+
+    * A stage is an entry of ``res_layers``, as the ResNet family of mmpretrain and mmseg has it, or else all that runs
+      at one resolution with a convolution; the four deepest count. Its feature is the last one that a module hands on
+      before the block that lowers the resolution, or before the end.
+    * If that feature comes out of an activation, the tap is the activation's input. If the next module is a batch norm,
+      as in pre-activation networks, the tap is that batch norm's output. Otherwise the stage ends without an
+      activation, and the tap is its output. If the activation is a mere function or runs again later, where no tap can
+      reach it, the tap is the output of the last batch norm before it, of as many channels if there is one.
+
+    Args:
+        model: A classifier or segmentor of mmpretrain or mmseg, or any module with a ``backbone``.
+        input_size: Height and width of the image.
+
+    Raises:
+        ValueError: If no stage is found.
+    """
+    trace = _Trace(model, input_size)
+    backbone = model.backbone
+    named = getattr(backbone, 'stage_taps', None) or _PAPER_TAPS.get(
+        f'{type(backbone).__module__}.{type(backbone).__qualname__}')
+    if named:
+        outputs = {path: trace.last[f'backbone.{path}'].outputs[0] for path in named}
+        return [Stage(f'backbone.{path}', output.channels, output.size) for path, output in outputs.items()]
+    blocks = getattr(backbone, 'res_layers', None)
+    if blocks and all(isinstance(name, str) and f'backbone.{name}' in trace.last for name in blocks):
+        calls = [trace.last[f'backbone.{name}'] for name in blocks]
+        ends = [(call, call.outputs[-1]) for call in calls]
+    else:
+        ends = list(trace.last_of_each_resolution())[-_MOST_STAGES:]
+    stages = [trace.stage_of(call, output) for call, output in ends]
+    if not stages:
+        raise ValueError(
+            f'taps="auto" found no feature map in the {type(backbone).__name__}. Name the taps: the modules of the '
+            f'backbone are {", ".join(name for name, _ in backbone.named_children())}.')
+    return stages
+
+
+def pair_stages(teacher: Sequence[Stage], student: Sequence[Stage]) -> list[dict]:
+    """Return ``taps``, as a config would have them, that pair stages of equal size, deepest first where several match.
+
+    The weights are the paper's: 1 for the deepest pair, and half as much for each pair before.
+
+    Raises:
+        ValueError: If no stages have the same size.
+    """
+    pairs: list[tuple[Stage, Stage]] = []
+    left = list(student)
+    for teacher_stage in reversed(teacher):
+        match = next((stage for stage in reversed(left) if stage.size == teacher_stage.size), None)
+        if match is not None:
+            left = left[:left.index(match)]
+            pairs.insert(0, (teacher_stage, match))
+    if not pairs:
+        raise ValueError(
+            f'taps="auto" found no stages of equal size. Teacher: {_sizes(teacher)}. Student: {_sizes(student)}. '
+            'Choose models of the same strides, or name the taps.')
+    return [
+        dict(teacher=teacher_stage.path, student=student_stage.path, loss_weight=0.5**(len(pairs) - 1 - i))
+        for i, (teacher_stage, student_stage) in enumerate(pairs)]
+
+
+def head_taps(teacher: nn.Module, student: nn.Module) -> list[dict]:
+    """Return the taps of the decode heads, where both name them as ``stage_taps`` with a weight each."""
+    taps, theirs = (getattr(getattr(model, 'decode_head', None), 'stage_taps', {}) for model in (teacher, student))
+    return [
+        dict(teacher=f'decode_head.{path}', student=f'decode_head.{path}', loss_weight=weight)
+        for path, weight in taps.items() if path in theirs]
+
+
+def auto_taps(teacher: nn.Module, student: nn.Module, input_size: tuple[int, int]) -> list[dict]:
+    """Return the ``taps`` that stand for ``'auto'``: see :func:`find_stages` and :func:`pair_stages`."""
+    stages = (find_stages(model, input_size) for model in (teacher, student))
+    return pair_stages(*stages) + head_taps(teacher, student)
+
+
+class _Output(NamedTuple):
+    """A feature map that a call hands on: the tensor's identity, and its state at that time."""
+
+    feature: _Feature
+    version: int
+    channels: int
+    size: tuple[int, int]
+    negative: bool  # whether it has negative values
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call of a module."""
+
+    path: str
+    module: nn.Module
+    inside: tuple[_Call, ...]  # the calls that it is part of
+    input_size: tuple[int, int] | None  # of the feature map that enters; None for the image
+    outputs: list[_Output] = field(default_factory=list)
+
+    @property
+    def computes(self) -> bool:
+        """Return whether its module has a matrix of weights, as no pooling, normalisation or activation has."""
+        return (not isinstance(self.module, nn.Sequential)
+                and any(parameter.dim() > 1 for parameter in self.module.parameters()))
+
+    def gives(self, size: tuple[int, int]) -> _Output | None:
+        """Return its feature map of that size."""
+        return next((output for output in self.outputs if output.size == size), None)
+
+    @property
+    def is_block(self) -> bool:
+        """Return whether its module is more than a list of blocks."""
+        return not isinstance(self.module, nn.Sequential) or not any(
+            list(part.parameters()) for child in self.module for part in child.children())
+
+    def lowers(self, size: tuple[int, int]) -> bool:
+        """Return whether it is a block that takes a feature map of that size to a lower resolution."""
+        return self.input_size == size and self.is_block and any(output.size < size for output in self.outputs)
+
+    def beside(self, size: tuple[int, int]) -> bool:
+        """Return whether it goes to that size only inside, as squeeze and excitation and pyramid pooling do."""
+        return bool(self.outputs) and all(output.size > size for output in self.outputs)
+
+
+@dataclass(eq=False)
+class _Feature:
+    """One tensor: the calls that handed it on, and the batch norm that takes it in."""
+
+    givers: list[tuple[_Call, int]] = field(default_factory=list)  # with the tensor's version at that time
+    batch_norm: _Call | None = None
+
+
+class _Trace:
+    """The calls of all modules in a model's backbone in one pass of a random image, in the order in which they end."""
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int]) -> None:
+        self.calls: list[_Call] = []
+        self.last: dict[str, _Call] = {}
+        self._input_size = input_size
+        self._running: list[_Call] = []
+        hooks = []
+        for path, module in model.named_modules():
+            if path.startswith('backbone.'):
+                hooks.append(module.register_forward_pre_hook(partial(self._begin, path)))
+                hooks.append(module.register_forward_hook(self._end))
+        blank_pass(model, input_size, hooks, torch.randn)
+
+    def _begin(self, path: str, module: nn.Module, inputs: tuple) -> None:
+        feature = getattr(inputs[0], '_feature', None) if inputs else None
+        call = _Call(path, module, tuple(self._running), self._size(inputs[0]) if feature else None)
+        if feature and isinstance(module, _BatchNorm):
+            feature.batch_norm = feature.batch_norm or call
+        self._running.append(call)
+
+    def _end(self, module: nn.Module, inputs: tuple, outputs: object) -> None:
+        call = self._running.pop()
+        several = isinstance(outputs, (tuple, list)) and self._size(outputs) is None
+        for output in outputs if several else (outputs, ):
+            size = self._size(output)
+            if size is None:
+                continue
+            tensor = output if isinstance(output, Tensor) else output[0]
+            # On the tensor, since ids are used again; an in-place operation keeps it.
+            tensor._feature = feature = getattr(tensor, '_feature', None) or _Feature()
+            feature.givers.append((call, tensor._version))
+            call.outputs.append(
+                _Output(feature, tensor._version, as_map(output).shape[1], size, bool((tensor < 0).any())))
+        self.calls.append(call)
+        self.last[call.path] = call
+
+    def _size(self, output: object) -> tuple[int, int] | None:
+        """Return height and width of a feature map, None if ``output`` is none or has another aspect than the image."""
+        feature_map = as_map(output)
+        if feature_map is None:
+            return None
+        (height, width), (image_height, image_width) = feature_map.shape[2:], self._input_size
+        deviation = abs(height * image_width - width * image_height)
+        return (height, width) if deviation <= max(image_height, image_width) // 2 else None
+
+    def last_of_each_resolution(self) -> Iterator[tuple[_Call, _Output]]:
+        """Yield the last call at each resolution that is outside the block that lowers it, with its feature map."""
+        for size in sorted({output.size for call in self.calls for output in call.outputs}, reverse=True):
+            calls = [
+                call for call in self.calls
+                if call.gives(size) and not any(outer.lowers(size) or outer.beside(size)
+                                                for outer in (*call.inside, call))]
+            if any(call.computes for call in calls):
+                yield calls[-1], calls[-1].gives(size)
+
+    def stage_of(self, call: _Call, output: _Output) -> Stage:
+        """Return the stage whose feature is the pre-activation behind ``output``, which ``call`` hands on."""
+        giver = next(giver for giver, version in output.feature.givers if version == output.version)
+        activated = type(giver.module).__name__ in _ACTIVATIONS
+        if activated and self.last[giver.path] is giver:
+            return Stage(f'{giver.path}:input', output.channels, output.size)
+        if not activated and output.negative:
+            norm = output.feature.batch_norm
+            if norm and norm.outputs:
+                return self.stage_of(norm, norm.outputs[0])
+            return Stage(giver.path, output.channels, output.size)
+        norms = [
+            norm for norm in self.calls[:self.calls.index(giver)]
+            if isinstance(norm.module, _BatchNorm) and norm.gives(output.size)]
+        if not norms:
+            raise ValueError(
+                f'taps="auto" found no feature before the activation at the end of "{call.path}", which is a function '
+                'or runs again later, and no batch norm to take instead. Name the taps.')
+        alike = [norm for norm in norms if norm.outputs[0].channels == output.channels]
+        norm = (alike or norms)[-1]
+        return Stage(norm.path, norm.outputs[0].channels, output.size)
+
+
+def _sizes(stages: Sequence[Stage]) -> str:
+    return ', '.join('{}x{}'.format(*stage.size) for stage in stages)
