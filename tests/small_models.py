@@ -4,6 +4,7 @@ import warnings
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from torch import nn
@@ -100,9 +101,10 @@ def segmentation_batch(size=2, seed=0, pixels=32):
 
 
 def loader(batches):
-    """A data loader that gives exactly these (inputs, data_samples)."""
-    items = [dict(inputs=images, data_samples=samples) for images, samples in batches]
-    return DataLoader(items, batch_size=None)
+    """A data loader that gives exactly these (inputs, data_samples), which are of one size."""
+    items = [dict(inputs=image, data_samples=sample) for images, samples in batches
+             for image, sample in zip(images, samples)]
+    return DataLoader(items, batch_size=len(batches[0][1]), collate_fn=pseudo_collate)
 
 
 def runner(folder, model, batches, epochs, optim_wrapper, hooks=(), schedule=None, **more):
