@@ -11,7 +11,8 @@ from mmengine.runner import Runner
 from overhaul import compat, voc_submission
 from overhaul.checkpoints import load_weights
 from overhaul.errors import one_paragraph_errors
-from overhaul.hooks.summary import bare_model, headline
+from overhaul.hooks.runner import bare_model
+from overhaul.hooks.summary import headline
 from overhaul.settings import read_config, student_only, teacher_only
 
 
@@ -28,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # CHECKPOINT may come after the options too
     if not arguments.teacher and arguments.checkpoint is None:
         parser.error('name the CHECKPOINT to test, or give --teacher')
     return arguments
