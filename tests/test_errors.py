@@ -1,0 +1,63 @@
+import pytest
+from mmengine.registry import MODELS as ROOT_MODELS
+
+from overhaul.errors import one_paragraph_errors
+from overhaul.registry import MODELS
+from overhaul.settings import read_config
+
+
+def refuse():
+    read_config('absent/config.py')
+
+
+def reraise():
+    # As older mmengine does it when it builds from a config, to add where it was.
+    try:
+        refuse()
+    except Exception as error:
+        raise type(error)(f'class `X` in x.py: {error}')  # noqa: B904
+
+
+def test_refusal_of_the_package_ends_the_program():
+    with pytest.raises(SystemExit) as exit_, one_paragraph_errors():
+        refuse()
+    assert exit_.value.code == (
+        'error: There is no config file "absent/config.py". Its folder has no config either.')
+
+
+def test_refusal_that_was_raised_again_with_more_words():
+    with pytest.raises(SystemExit) as exit_, one_paragraph_errors():
+        reraise()
+    assert exit_.value.code.startswith('error: There is no config file')
+
+
+def test_refusal_is_one_paragraph(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text(r"raise ValueError('first line\n\n  second line')")
+    with pytest.raises(SystemExit) as exit_, one_paragraph_errors():
+        read_config(str(path))
+    assert 'first line second line' in exit_.value.code
+
+
+@pytest.mark.parametrize('registry', [MODELS, ROOT_MODELS])
+def test_config_that_cannot_be_built(registry):
+    with pytest.raises(SystemExit) as exit_, one_paragraph_errors():
+        registry.build(dict(type='overhaul.PartialL2Loss', weight=1))
+    assert exit_.value.code == (
+        'error: The config gives PartialL2Loss an unknown key "weight". Nearest: loss_weight.')
+
+
+@pytest.mark.parametrize('error', [ValueError('v'), KeyError('k'), TypeError("unexpected keyword argument 'x'"),
+                                   FileNotFoundError('f'), RuntimeError('r')])
+def test_every_other_error_stays_as_it_is(error):
+    with pytest.raises(type(error)) as raised, one_paragraph_errors():
+        raise error
+    assert raised.value is error
+
+
+def test_an_error_after_a_refusal_is_not_taken_for_it():
+    with pytest.raises(FileNotFoundError, match='^another file$'), one_paragraph_errors():
+        try:
+            refuse()
+        except FileNotFoundError:
+            raise FileNotFoundError('another file')  # noqa: B904

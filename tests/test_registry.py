@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import nn
+
+from overhaul.registry import MODELS, build, nearest
+
+
+def test_nearest_names_come_best_first():
+    assert nearest('bn2', ['conv1', 'bn1', 'bn12']) == 'bn12, bn1'
+    assert nearest('xyz', ['b', 'a']) == 'a, b'
+    assert nearest('xyz', [f'{i:02d}' for i in range(99)]).split(', ') == [f'{i:02d}' for i in range(20)]
+
+
+def test_build_hands_arguments_on():
+    connector = build(dict(type='ConvBNConnector'), 'connector', scope='overhaul',
+                      student_channels=2, teacher_channels=3)
+    assert connector(torch.rand(1, 2, 4, 4)).shape == (1, 3, 4, 4)
+
+
+@pytest.mark.parametrize('cfg, expected', [
+    (dict(type='PartialL2'), 'The loss asks for the type "PartialL2", which no package has registered. '
+                             'Nearest: overhaul.PartialL2Loss'),
+    (dict(type='mmpretrain.WideResNet'), 'asks for the type "mmpretrain.WideResNet".*Nearest: overhaul.WideResNet'),
+    (dict(type='PartialL2Loss', wait=1), '^The loss gives PartialL2Loss an unknown key "wait". '
+                                         'Nearest: loss_weight.$'),
+    (dict(loss_weight=1), "^The loss has a part without a type: {.*'loss_weight': 1.*}"),
+    (dict(type='overhaul.WideResNet', widen_factor=1), "^The loss gives WideResNet no 'depth', which"),
+    (dict(type='overhaul.WideResNet', deep=10, depth=10), 'WideResNet an unknown key "deep". Nearest: depth.'),
+])
+def test_mistakes_are_named(cfg, expected):
+    with pytest.raises(ValueError, match=expected):
+        build(cfg, 'loss', scope='overhaul')
+
+
+def test_arguments_that_are_not_the_users_are_no_advice():
+    with pytest.raises(ValueError, match='unknown key "channels". It takes none.'):
+        build(dict(type='ConvBNConnector', channels=1), 'connector', scope='overhaul',
+              student_channels=2, teacher_channels=3)
+
+
+@pytest.fixture
+def register():
+    classes = []
+
+    def register(cls):
+        classes.append(cls)
+        return MODELS.register_module(module=cls)
+
+    yield register
+    for cls in classes:
+        del MODELS._module_dict[cls.__name__]
+
+
+def test_keys_of_the_base_are_accepted_too(register):
+    class TestBase(nn.Module):
+        def __init__(self, base_key=0):
+            super().__init__()
+
+    class TestChild(TestBase):
+        def __init__(self, child_key=0, **kwargs):
+            super().__init__(**kwargs)
+
+    register(TestChild)
+    assert isinstance(build(dict(type='TestChild', base_key=1), 'model', scope='overhaul'), TestChild)
+    with pytest.raises(ValueError, match='^The model gives TestChild an unknown key "base_kez". Nearest: base_key'):
+        build(dict(type='TestChild', base_kez=1), 'model', scope='overhaul')
+
+
+@pytest.mark.parametrize('mistake', [lambda: nn.ReLU(slope=1), lambda: {}['key']])
+def test_a_bug_in_a_component_is_no_mistake_of_the_config(register, mistake):
+    class TestBuggy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            mistake()
+
+    register(TestBuggy)
+    with pytest.raises((TypeError, KeyError)):
+        build(dict(type='TestBuggy'), 'model', scope='overhaul')
