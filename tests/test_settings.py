@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from overhaul.registry import MODELS
+from overhaul.settings import model_of, read_config, student_only, teacher_only
+
+DIGITS = str(Path(__file__).parents[1] / 'configs/digits_wrn16_2_wrn10_1.py')
+
+
+def written(folder, text, name='some.py'):
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_a_config_with_its_bases_and_overrides(tmp_path):
+    base = written(tmp_path, 'model = dict(type="A", depth=1, width=2)\nsteps = 3\n', 'base.py')
+    file = written(tmp_path, '_base_ = "base.py"\nmodel = dict(depth=5)\n')
+    assert read_config(file).model == dict(type='A', depth=5, width=2)
+    cfg = read_config(file, {'model.width': 7, 'steps': 4, 'model.new.key': 1})
+    assert cfg.model == dict(type='A', depth=5, width=7, new=dict(key=1)) and cfg.steps == 4
+    assert read_config(base).model.depth == 1
+
+
+def test_an_override_may_bring_in_what_the_runner_knows_and_the_config_has_not(tmp_path):
+    file = written(tmp_path, 'steps = 3\n')
+    assert read_config(file, {'randomness.seed': 5}).randomness.seed == 5
+
+
+def test_a_missing_file_names_those_beside_it(tmp_path):
+    for name in ('digits_a.py', 'digits_b.py', 'other.py'):
+        written(tmp_path, '', name)
+    with pytest.raises(FileNotFoundError, match='no config file ".*digits_aa.py". Nearest there: digits_a.py'):
+        read_config(str(tmp_path / 'digits_aa.py'))
+    with pytest.raises(FileNotFoundError, match='Its folder has no config either'):
+        read_config(str(tmp_path / 'nowhere/digits_a.py'))
+
+
+@pytest.mark.parametrize(('text', 'overrides', 'message'), [
+    ('model = dict(\n', {}, 'some.py" cannot be read'),
+    ('steps = 1 / 0\n', {}, 'cannot be read: ZeroDivisionError'),
+    ('model = dict(depth=1)\n', {'modle.depth': 2}, '--cfg-options sets "modle.depth", and the config has no "modle"'),
+    ('model = dict(depth=1)\n', {'modle.depth': 2}, 'Nearest: model'),
+    ('model = [dict(depth=1)]\n', {'model.3.depth': 2}, '--cfg-options does not fit the config'),
+])
+def test_what_is_wrong_is_told(tmp_path, text, overrides, message):
+    with pytest.raises(ValueError) as error:
+        read_config(written(tmp_path, text), overrides)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(('part', 'depth', 'channels'), [(student_only, 10, 64), (teacher_only, 16, 128)])
+def test_one_network_of_a_distillation_is_a_config_of_its_own(part, depth, channels):
+    cfg = read_config(DIGITS)
+    model = part(cfg)
+    assert (model.backbone.depth, model.head.in_channels) == (depth, channels)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        assert type(MODELS.build(model)).__name__ == 'ImageClassifier'
+
+
+def test_the_one_network_takes_the_common_preprocessor_unless_it_has_its_own():
+    common, own = dict(type='Common'), dict(type='Own')
+    cfg = Config(dict(model=dict(
+        type='overhaul.OverhaulDistiller', data_preprocessor=common, student=dict(type='S'),
+        teacher=dict(type='T', data_preprocessor=own))))
+    assert student_only(cfg).data_preprocessor == common
+    assert teacher_only(cfg).data_preprocessor == own
+
+
+def test_a_config_that_is_no_distillation_has_no_part():
+    cfg = Config(dict(model=dict(type='mmpretrain.ImageClassifier')))
+    with pytest.raises(ValueError, match='is a mmpretrain.ImageClassifier, which has no student'):
+        student_only(cfg)
+    with pytest.raises(ValueError, match='which has no teacher. The option is for configs of an overhaul.Overhaul'):
+        teacher_only(cfg)
+
+
+def test_a_model_may_be_the_file_that_trains_it(tmp_path):
+    model = dict(type='ResNet', depth=18)
+    assert model_of(model) is model
+    file = written(
+        tmp_path, f'model = {model}\ndata_preprocessor = dict(mean=[1])\ndefault_scope = "mmseg"\n')
+    assert model_of(file) == dict(model, _scope_='mmseg', data_preprocessor=dict(mean=[1]))
+    with pytest.raises(ValueError, match='has no model'):
+        model_of(written(tmp_path, 'steps = 3\n'))
+
+
+def test_a_config_that_comes_with_a_package():
+    model = model_of('mmpretrain::resnet/resnet18_8xb32_in1k.py')
+    assert model['_scope_'] == 'mmpretrain' and model['backbone']['depth'] == 18
