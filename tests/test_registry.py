@@ -1,7 +1,9 @@
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from torch import nn
 
+from overhaul import ConvBNConnector
 from overhaul.registry import MODELS, build, nearest
 
 
@@ -17,7 +19,32 @@ def test_build_hands_arguments_on():
     assert connector(torch.rand(1, 2, 4, 4)).shape == (1, 3, 4, 4)
 
 
+@pytest.mark.parametrize('default_scope', ['mmpretrain', 'mmseg', 'mmengine'])
+def test_a_type_without_prefix_is_looked_up_in_the_given_scope(default_scope):
+    with DefaultScope.overwrite_default_scope(default_scope):
+        for cfg in (dict(type='ConvBNConnector'), dict(type='overhaul.ConvBNConnector')):
+            connector = build(cfg, 'connector', scope='overhaul', student_channels=2, teacher_channels=3)
+            assert type(connector) is ConvBNConnector
+            assert list(cfg) == ['type']  # the config is left as it was
+
+
+def test_the_scope_of_the_config_file_decides_where_none_is_given():
+    from mmpretrain.models import ResNet as Classified
+    from mmseg.models import ResNet as Segmented
+    for scope, expected in (('mmpretrain', Classified), ('mmseg', Segmented)):
+        with DefaultScope.overwrite_default_scope(scope):
+            assert type(build(dict(type='ResNet', depth=18), 'student')) is expected
+
+
+def test_an_unknown_type_deep_inside_is_the_one_that_is_named():
+    student = dict(
+        _scope_='mmpretrain', type='ImageClassifier', backbone=dict(type='overhaul.WideResnet', depth=10))
+    with pytest.raises(ValueError, match='The student asks for the type "overhaul.WideResnet".*overhaul.WideResNet'):
+        build(student, 'student')
+
+
 @pytest.mark.parametrize('cfg, expected', [
+    (dict(type='nowhere.PartialL2Loss'), 'asks for the type "nowhere.PartialL2Loss".*overhaul.PartialL2Loss'),
     (dict(type='PartialL2'), 'The loss asks for the type "PartialL2", which no package has registered. '
                              'Nearest: overhaul.PartialL2Loss'),
     (dict(type='mmpretrain.WideResNet'), 'asks for the type "mmpretrain.WideResNet".*Nearest: overhaul.WideResNet'),
