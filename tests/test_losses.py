@@ -84,6 +84,7 @@ def test_no_gradient_for_the_teacher_and_inputs_left_alone():
     teacher = torch.tensor([[-1.0, 1.0]], requires_grad=True)
     partial_l2(student, teacher).backward()
     assert teacher.grad is None
+    assert not partial_l2(student.detach(), teacher).requires_grad
     assert student.grad.tolist() == [[0.0, 4.0]]
     assert student.tolist() == [[-2.0, 3.0]] and teacher.tolist() == [[-1.0, 1.0]]
 

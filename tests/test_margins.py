@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from golden import load_golden
@@ -39,6 +41,11 @@ def test_weight_of_zero_gets_the_limit_of_small_weights():
     assert margin(0.0, -0.5) == pytest.approx(margin(1e-20, -0.5)) == -0.5
     assert margin(0.0, 0.5) == pytest.approx(margin(1e-20, 0.5), abs=1e-19) == 0
     assert margin(0.0, 0.0) == pytest.approx(margin(1e-20, 0.0), abs=1e-19) == 0
+
+
+@pytest.mark.parametrize(('weight', 'bias'), [(math.nan, 1.0), (1.0, math.nan), (0.0, math.nan)])
+def test_nan_stays_nan(weight, bias):
+    assert math.isnan(margin(weight, bias))
 
 
 @pytest.mark.parametrize(('weight', 'bias'), [(1.3, 0.4), (-0.7, -0.9), (2.0, 3.0)])

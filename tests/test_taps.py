@@ -126,20 +126,28 @@ def test_change_in_place_that_the_dry_run_did_not_show_is_refused():
     assert taps.read(model.eval(), images())[0].shape == (2, 4, 16, 16)
 
 
-def test_gradient_reaches_the_weights_before_the_tap_and_only_those():
+@pytest.mark.parametrize('path', ['backbone.layer2.1.bn1', 'backbone.layer2.1.bn2'])
+def test_gradient_reaches_the_weights_before_the_tap_and_only_those(path):
     model = build_model(resnet()).train()
-    taps = taps_of(model, 'backbone.layer2.1.relu:input')
-    reference = without_inplace(model)
-    sums = []
-    reference.backbone.layer2[1].relu.register_forward_pre_hook(lambda module, inputs: sums.append(inputs[0]))
+    taps = taps_of(model, path)
+    reference, expected = without_inplace(model), []
+    reference.get_submodule(path).register_forward_hook(lambda module, inputs, output: expected.append(output.clone()))
     reference(images())
-    sums[-1].square().sum().backward()
+    expected[0].square().sum().backward()
     taps.read(model, images())[0].square().sum().backward()
-    for (name, parameter), expected in zip(model.named_parameters(), reference.parameters()):
-        if name.startswith(('backbone.layer3', 'backbone.layer4', 'head')):
-            assert parameter.grad is None
-        else:
-            assert parameter.grad is not None and torch.equal(parameter.grad, expected.grad), name
+    before = {'conv1': 0, 'bn1': 0, 'layer1': 0, 'layer2': 0}
+    for (name, parameter), same in zip(model.named_parameters(), reference.parameters()):
+        assert (parameter.grad is None) == (same.grad is None), name
+        if parameter.grad is not None:
+            assert torch.equal(parameter.grad, same.grad), name
+            before[name.split('.')[1]] += 1
+    assert before == {'conv1': 1, 'bn1': 2, 'layer1': 12, 'layer2': 15 - (0 if path.endswith('bn2') else 3)}
+
+
+def test_a_relu_that_is_tapped_at_its_input_works_out_of_place_and_no_other():
+    model = build_model(resnet()).train()
+    taps_of(model, 'backbone.layer1.1.relu:input')
+    assert [block.relu.inplace for block in model.backbone.layer1] == [True, False]
 
 
 @pytest.mark.parametrize(('path', 'message'), [
