@@ -18,7 +18,7 @@ _ABSENT_PARTS = {
     'model_wrapper_cfg'} - {'self', 'cfg'}
 
 
-def read_config(path: str, overrides: dict | None = None) -> Config:
+def read_config(path: str | Path, overrides: dict | None = None) -> Config:
     """Read a config file and merge ``overrides``, as ``--cfg-options`` gives them, into it.
 
     Args:
@@ -29,6 +29,7 @@ def read_config(path: str, overrides: dict | None = None) -> Config:
         FileNotFoundError: If there is no such file; names the nearest ones of the same folder.
         ValueError: If the file does not run, or if an override is of nothing that there is.
     """
+    path = str(path)
     packaged = '::' in path
     if not packaged and not Path(path).is_file():
         beside = sorted(file.name for file in Path(path).parent.glob('*.py'))
