@@ -35,6 +35,7 @@ setup(
         # mmcv and mmcv-lite install into the same folder, so a hard requirement on either would overwrite the other.
         # `pip install overhaul[lite]` brings the one that needs no compiler; with a full mmcv leave the extra out.
         'lite': ['mmcv-lite==2.1.0'],
+        'onnx': ['onnx', 'onnxscript', 'onnxruntime'],  # for tools/export_student.py --onnx
         'test': ['pytest', 'ruff', 'scipy'],
     },
 )
