@@ -1,9 +1,13 @@
 """Every workaround for the stack, each with its reason and the condition under which it can be deleted."""
 
 import importlib.util
+import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -16,9 +20,10 @@ from mmengine.runner import Runner
 
 
 def apply() -> None:
-    """Apply the workarounds that must be in place before mmseg is imported or a checkpoint is read. Idempotent."""
+    """Apply the workarounds that must be in place before mmseg is imported, a checkpoint or a config read. Idempotent."""
     _stub_mmcv_ops()
     _allow_mmengine_checkpoints()
+    Config._get_cfg_path = staticmethod(_config_path)
 
 
 def _stub_mmcv_ops() -> None:
@@ -87,6 +92,28 @@ def _allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals(allowed)
 
 
+def own_config(name: str) -> Path:
+    """Return where ``'overhaul::voc_r101_r18.py'`` is, a config that comes with this package."""
+    package = Path(__file__).parent
+    installed = package / '.mim/configs'
+    return (installed if installed.is_dir() else package.parent / 'configs') / name.removeprefix('overhaul::')
+
+
+_config_path_of_mmengine = Config._get_cfg_path
+
+
+def _config_path(path: str, filename: str) -> tuple[str, str | None]:
+    """Let a config have ``_base_ = 'overhaul::voc_r101_r18.py'``, as it may have one of mmpretrain or mmseg.
+
+    mmengine 0.10.7 has a fixed list of packages, refuses a config that is in no folder, and does not find a package
+    that pip has installed as editable. The second value is the scope to look types up in: that of the config.
+    Delete when mmengine asks the package where its configs are.
+    """
+    if path.startswith('overhaul::'):
+        return str(own_config(path)), None
+    return _config_path_of_mmengine(path, filename)
+
+
 def never_run_checkpoints(runner: Runner) -> None:
     """Keep ``runner`` from running the text of a config that a checkpoint to resume from brings along.
 
@@ -103,18 +130,73 @@ def never_run_checkpoints(runner: Runner) -> None:
     runner.register_hook(ForgetConfig())
 
 
+def never_change_rate(runner: Runner) -> None:
+    """Keep ``runner`` from resuming a training with another total batch size, or another learning rate.
+
+    mmengine 0.10.7 says that ``auto_scale_lr`` adjusts the rate to a new number of GPUs, and then takes it from the
+    checkpoint, as it silently does where the config has another. Schedules that count iterations would be off as well.
+    Delete when ``Runner.resume`` refuses it, or adjusts rate and schedule.
+    """
+    class CompareRates(Hook):
+        priority = 'VERY_HIGH'
+
+        def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+            before, now = _rates(checkpoint.get('optimizer', {})), _rates(runner.optim_wrapper.state_dict())
+            differ = [pair for pair in zip(before, now) if not math.isclose(*pair)]
+            if runner._resume and differ:
+                raise ValueError(
+                    'The training to resume began with a learning rate of {:g}, and this one would with {:g}. Either '
+                    'the config has changed, or the total batch, to which auto_scale_lr adapts the rate, and with it '
+                    'the schedule is another. Resume on as many GPUs as before or with a train_dataloader.batch_size '
+                    'that makes up for it, or start anew from the weights: --cfg-options load_from=PATH.'
+                    .format(*differ[0]))
+
+    runner.register_hook(CompareRates())
+
+
+def _rates(optimizer: dict) -> list[float]:
+    return [group.get('initial_lr', group['lr']) for group in optimizer.get('param_groups', [])]
+
+
 def prepare_launcher(cfg: Config) -> None:
-    """Make ``launcher='pytorch'`` work on a machine without a GPU, with the gloo backend. Edits ``cfg``.
+    """Make the launchers work on a machine without a GPU, with the gloo backend. Edits ``cfg``.
 
     mmengine 0.10.7 calls ``torch.cuda.set_device`` and hands DDP device ids even when the model is on the CPU.
     Delete when a CPU launch works in mmengine by itself.
+
+    Raises:
+        ValueError: If this is one of more processes than the machine has GPUs.
     """
-    if cfg.get('launcher', 'none') == 'none' or torch.cuda.is_available():
+    launcher = cfg.get('launcher', 'none')
+    if launcher == 'none':
+        return
+    if torch.cuda.is_available():
+        _check_local_rank()
         return
     if not torch.distributed.is_initialized():
+        if launcher == 'slurm':
+            _slurm_environment()
         torch.distributed.init_process_group('gloo')
     # `broadcast_buffers` restates mmengine's default, which it drops as soon as there is a model_wrapper_cfg.
     default = dict(
         type='MMDistributedDataParallel', broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False))
     cfg.model_wrapper_cfg = {**default, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+
+
+def _check_local_rank() -> None:
+    rank, gpus = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
+    if rank >= gpus:
+        raise ValueError(
+            f'This is process {rank + 1} on this machine, which has {gpus} GPU{"s" * (gpus > 1)} for one process each. '
+            f'Ask for {gpus}, or make more visible in CUDA_VISIBLE_DEVICES.')
+
+
+def _slurm_environment() -> None:
+    """Tell torch what Slurm calls by other names; mmengine does so after it has looked for GPUs."""
+    nodes = subprocess.run(
+        ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']], capture_output=True, text=True, check=True)
+    os.environ.setdefault('MASTER_ADDR', nodes.stdout.split()[0])
+    os.environ.setdefault('MASTER_PORT', '29500')
+    for name, slurm_name in (('RANK', 'SLURM_PROCID'), ('LOCAL_RANK', 'SLURM_LOCALID'), ('WORLD_SIZE', 'SLURM_NTASKS')):
+        os.environ[name] = os.environ[slurm_name]

@@ -117,7 +117,7 @@ class OverhaulDistiller(BaseModel):
             build(margin, 'margin', scope='overhaul', channels=teacher_tap.channels,
                   norm=self._margin_norm(teacher_tap, tap.get('margin_norm')))
             for teacher_tap, tap in zip(self.teacher_taps, taps))
-        self._margins_known = False
+        self._calibrated = False
         self.distill_loss = build(distill_loss, 'distill_loss', scope='overhaul')
         self.train()
 
@@ -153,7 +153,7 @@ class OverhaulDistiller(BaseModel):
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Return the losses of the student and, per tap, of the distillation, each a scalar."""
-        self._check_margins()
+        self._check_calibrated()
         with torch.no_grad():
             teacher_features = [
                 margin(feature) for margin, feature in zip(self.margins, self.teacher_features(inputs))]
@@ -176,8 +176,8 @@ class OverhaulDistiller(BaseModel):
         """
         return self.teacher_taps.read(self.teacher, inputs if self.renormalize is None else self.renormalize(inputs))
 
-    def _check_margins(self) -> None:
-        if self._margins_known:
+    def _check_calibrated(self) -> None:
+        if self._calibrated:
             return
         unknown = [tap.path for tap, margin in zip(self.teacher_taps, self.margins) if not getattr(margin, 'known', 1)]
         if unknown:
@@ -185,7 +185,12 @@ class OverhaulDistiller(BaseModel):
                 f'The margins of the teacher taps {", ".join(unknown)} are to be estimated from data, and have not '
                 'been. Add dict(type="overhaul.CalibrateHook") to custom_hooks, or name the batch norms that give '
                 'them with margin_norm.')
-        self._margins_known = True
+        alpha = getattr(self.distill_loss, 'loss_weight', 0)
+        if isinstance(alpha, Tensor) and alpha.isnan():
+            raise ValueError(
+                'loss_weight="auto" of the distill_loss is to be set from data, and has not been. Add '
+                'dict(type="overhaul.CalibrateHook") to custom_hooks, or give a number.')
+        self._calibrated = True
 
     def train(self, mode: bool = True) -> OverhaulDistiller:
         """Set the mode of student and connectors. The teacher's is eval but for its batch norms, as configured."""

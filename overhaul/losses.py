@@ -56,12 +56,23 @@ class PartialL2Loss(nn.Module):
 
     Args:
         loss_weight: Alpha, the scale of the distillation beside the task loss. The official code takes 1e-3 on
-            CIFAR-100, 1e-4 on ImageNet and 1e-5 on Pascal VOC. Default: 1e-3.
+            CIFAR-100, 1e-4 on ImageNet and 1e-5 on Pascal VOC. ``'auto'`` leaves it to
+            :class:`overhaul.hooks.CalibrateHook`, which sets it before training; it is NaN until then, and travels in
+            the checkpoint. Default: 1e-3.
+
+    Raises:
+        ValueError: If ``loss_weight`` is neither a number of 0 or more nor ``'auto'``.
     """
 
-    def __init__(self, loss_weight: float = 1e-3) -> None:
+    def __init__(self, loss_weight: float | str = 1e-3) -> None:
         super().__init__()
-        self.loss_weight = loss_weight
+        if loss_weight == 'auto':
+            self.register_buffer('loss_weight', torch.tensor(torch.nan))
+        elif isinstance(loss_weight, int | float) and loss_weight >= 0:
+            self.loss_weight = loss_weight
+        else:
+            raise ValueError(
+                f'The loss_weight of PartialL2Loss is a number of 0 or more, or "auto", not {loss_weight!r}.')
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return ``loss_weight * partial_l2(student, teacher)``."""

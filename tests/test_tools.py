@@ -122,7 +122,7 @@ def test_log_begins_with_a_summary(trained):
     assert 'Teacher: 0.44 % error' in text  # 2 of 454 images
 
     first = records(trained, 'train')[0]
-    task, distillation = re.search(r'First step: task loss (\S+), distillation loss ([^\s,]+)', text).groups()
+    task, distillation = re.search(r'Step 0: task loss (\S+), distillation loss (\S+)', text).groups()
     assert float(task) == pytest.approx(first['loss_task'], rel=1e-3)
     assert float(distillation) == pytest.approx(sum(first[f'distill.loss_{tap}'] for tap in TAPS), rel=1e-3)
     assert first['loss'] == pytest.approx(float(task) + float(distillation), rel=1e-3)

@@ -13,7 +13,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from overhaul import compat, dry_run
 from overhaul.checkpoints import check_resumable, read_checkpoint
 from overhaul.errors import one_paragraph_errors
-from overhaul.hooks.summary import bare_model
+from overhaul.hooks.runner import bare_model
 from overhaul.settings import read_config, student_only
 
 
@@ -79,6 +79,7 @@ def main() -> None:
             runner = Runner.from_cfg(cfg)
             check_start(runner, cfg)
             compat.never_run_checkpoints(runner)
+            compat.never_change_rate(runner)
             runner.train()
 
 

@@ -4,6 +4,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    average_statistics=dict(type='overhaul.AverageStatisticsHook'),
     calibrate=dict(type='overhaul.CalibrateHook'),
     summary=dict(type='overhaul.SummaryHook'))
 

@@ -2,55 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
-
 import torch
+from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor
 
 from overhaul.distiller import OverhaulDistiller
-from overhaul.hooks.summary import bare_model
+from overhaul.hooks.runner import bare_model, training_batches
 from overhaul.margins import NegativeMean
+from overhaul.probe import measure
 from overhaul.registry import HOOKS
 
 
 @HOOKS.register_module()
 class CalibrateHook(Hook):
-    """Estimates, on training batches before the first step, what a distiller leaves to the data.
+    """Sets, from training batches before the first step, what a distiller leaves to the data.
 
-    The margins of taps that no batch norm feeds, or of all with ``margin=dict(type='MarginReLU', source='data')``: per
-    channel, the mean of the teacher's negative responses. They are the same on all processes and travel in the
-    checkpoint, so a resumed run does not estimate again. Does nothing where everything is known.
+    * The margins of taps that no batch norm feeds, or of all with ``margin=dict(type='MarginReLU', source='data')``:
+      per channel, the mean of the teacher's negative responses.
+    * Alpha, with ``distill_loss=dict(type='PartialL2Loss', loss_weight='auto')``: such that on the student's weights
+      the gradient of the distillation is ``gradient_ratio`` times as long as that of the task.
+
+    Both are the same on all processes and travel in the checkpoint, so a resumed run does not set them again. Does
+    nothing where everything is known.
 
     Args:
-        batches: Number of batches, or all of an epoch if it has fewer. Default: 50.
+        batches: Number of batches for the margins, or all of an epoch if it has fewer. Default: 50.
+        gradient_ratio: The ratio that alpha is set to, over up to 8 batches. Default: 1, the middle of what the paper's
+            settings have, see docs/alpha.md.
     """
 
     priority = 'NORMAL'  # before the summary, which tells what came out
 
-    def __init__(self, batches: int = 50) -> None:
-        self.batches = batches
+    def __init__(self, batches: int = 50, gradient_ratio: float = 1.0) -> None:
+        self.batches, self.gradient_ratio = batches, gradient_ratio
 
     def before_train(self, runner: Runner) -> None:
-        """Estimate what is missing."""
+        """Set what is missing."""
         model = bare_model(runner)
-        if not isinstance(model, OverhaulDistiller):
+        if isinstance(model, OverhaulDistiller):
+            self._set_margins(runner, model)
+            self._set_alpha(runner, model)
+
+    def _set_margins(self, runner: Runner, model: OverhaulDistiller) -> None:
+        means = {i: NegativeMean() for i, margin in enumerate(model.margins) if not margin.known}
+        if not means:
             return
-        unknown = [i for i, margin in enumerate(model.margins) if not margin.known]
-        if unknown:
-            means = {i: NegativeMean() for i in unknown}
-            for inputs in self._inputs(runner, model):
-                features = model.teacher_features(inputs)
+        with torch.no_grad(), training_batches(runner, self.batches) as batches:
+            for data in batches:
+                features = model.teacher_features(model.data_preprocessor(data, True)['inputs'])
                 for i, mean in means.items():
                     mean.add(features[i])
             for i, mean in means.items():
                 model.margins[i].margin.copy_(mean.result())
-            paths = ', '.join(model.teacher_taps.taps[i].path for i in unknown)
-            runner.logger.info(f'Margins estimated on up to {self.batches} batches: {paths}')
+        paths = ', '.join(model.teacher_taps.taps[i].path for i in means)
+        runner.logger.info(f'Margins estimated on data: {paths}')
 
-    def _inputs(self, runner: Runner, model: OverhaulDistiller) -> Iterator[Tensor]:
-        with torch.no_grad():
-            for data in islice(runner.train_dataloader, self.batches):
-                yield model.data_preprocessor(data, True)['inputs']
+    def _set_alpha(self, runner: Runner, model: OverhaulDistiller) -> None:
+        alpha = getattr(model.distill_loss, 'loss_weight', None)
+        if not isinstance(alpha, torch.Tensor) or not alpha.isnan():
+            return
+        alpha.fill_(1)
+        with training_batches(runner, min(self.batches, 8)) as batches:
+            ratios = torch.tensor([
+                measure(model, data, runner.optim_wrapper.optim_context(runner.model)).gradient_ratio
+                for data in batches])
+        # Over batches and processes, on a scale on which twice and half are as far from 1.
+        mean = ratios.log().mean()
+        dist.all_reduce(mean, 'mean')
+        alpha.fill_(self.gradient_ratio / mean.exp())
+        runner.logger.info(f'Alpha set to {alpha.item():.3g}')

@@ -4,7 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from overhaul.distiller import OverhaulDistiller
-from overhaul.hooks.summary import bare_model
+from overhaul.hooks.runner import bare_model
 from overhaul.registry import HOOKS
 
 

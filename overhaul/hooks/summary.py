@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
 from overhaul.distiller import OverhaulDistiller
+from overhaul.hooks.runner import bare_model, training_batches, validate
+from overhaul.probe import Strength, measure
 from overhaul.registry import HOOKS
 
 
@@ -16,8 +16,9 @@ from overhaul.registry import HOOKS
 class SummaryHook(Hook):
     """Logs a summary of the distillation before its first step, and the student's best and last result after its last.
 
-    The summary: the teacher and its result on the validation data, the parameters of both models, the taps, and after
-    the first step the distillation loss beside the task loss. With a model that is no distiller only the end is logged.
+    The summary: the teacher and its result on the validation data, the parameters of both models, the taps, and on one
+    batch the distillation beside the task, in loss and in gradient. With a model that is no distiller only the end is
+    logged.
 
     Args:
         validate_teacher: Whether to run the validation data through the teacher before training. Default: True.
@@ -27,7 +28,6 @@ class SummaryHook(Hook):
 
     def __init__(self, validate_teacher: bool = True) -> None:
         self.validate_teacher = validate_teacher
-        self._first_step = True
 
     def before_train(self, runner: Runner) -> None:
         """Log the models and the taps, and validate the teacher."""
@@ -38,18 +38,9 @@ class SummaryHook(Hook):
         runner.logger.info(describe(model))
         if self.validate_teacher and runner.val_loop is not None:
             runner.logger.info(f'Teacher: {headline(validate(runner, model.teacher))}')
-
-    def after_train_iter(
-            self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None) -> None:
-        """Log the distillation loss beside the task loss after the first step."""
-        if not self._first_step or not isinstance(bare_model(runner), OverhaulDistiller):
-            return
-        self._first_step = False
-        total = outputs['loss'].item()
-        distillation = sum(value.item() for name, value in outputs.items() if name.startswith('distill.loss'))
-        task = total - distillation
-        ratio = f', {distillation / task:.2g} times it' if task > 0 else ''
-        runner.logger.info(f'First step: task loss {task:.4g}, distillation loss {distillation:.4g}{ratio}')
+        with training_batches(runner, 1) as batches:
+            strength = measure(model, next(batches), runner.optim_wrapper.optim_context(runner.model))
+        runner.logger.info(describe_strength(strength))
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Remember the student's result, in the checkpoint too."""
@@ -72,11 +63,6 @@ class SummaryHook(Hook):
             f'last {headline(last["metrics"])} (iteration {last["step"]})')
 
 
-def bare_model(runner: Runner) -> nn.Module:
-    """Return the runner's model without its wrapper for distributed training."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
 def count_parameters(model: nn.Module) -> int:
     """Return the number of weights that ``model`` is made of."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -96,17 +82,11 @@ def describe(model: OverhaulDistiller) -> str:
             f'the teacher), connectors {count_parameters(model.connectors):,}\n{table}')
 
 
-def validate(runner: Runner, model: nn.Module) -> dict[str, float]:
-    """Return the metrics of ``model`` on the runner's validation data."""
-    loop = runner.val_loop
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    with torch.no_grad():
-        for batch in loop.dataloader:
-            loop.evaluator.process(data_samples=model.val_step(batch), data_batch=batch)
-    for module, training in modes.items():
-        module.training = training
-    return loop.evaluator.evaluate(len(loop.dataloader.dataset))
+def describe_strength(strength: Strength) -> str:
+    """Return how strong the distillation is beside the task, in one line."""
+    return (f'Step 0: task loss {strength.task_loss:.4g}, distillation loss {strength.distillation_loss:.4g} '
+            f'({strength.loss_ratio:.2g} times it); its gradient on the student is {strength.gradient_ratio:.2g} times '
+            "the task's")
 
 
 def main_metric(metrics: dict[str, float]) -> tuple[str, float]:

@@ -8,7 +8,8 @@ from mmengine.hooks import Hook
 from small_models import TAPS, batch, build_distiller, build_model, loader, runner, save_teacher, sgd, wide_resnet
 
 from overhaul.hooks import SummaryHook
-from overhaul.hooks.summary import count_parameters, describe, headline, validate
+from overhaul.hooks.runner import validate
+from overhaul.hooks.summary import count_parameters, describe, headline
 
 
 class Lines(logging.Handler):
@@ -71,7 +72,7 @@ def test_a_run_logs_the_models_the_taps_and_both_results(tmp_path, teacher_file)
     assert lines.one('Student: ') == f'Student: best {error}, last {error}'
 
 
-def test_the_first_step_is_logged_once_with_both_losses(tmp_path, teacher_file):
+def test_the_strength_of_the_distillation_is_logged_once_before_training(tmp_path, teacher_file):
     model = build_distiller(teacher_checkpoint=teacher_file)
     model.init_weights()
     reference = copy.deepcopy(model).train()
@@ -81,8 +82,8 @@ def test_the_first_step_is_logged_once_with_both_losses(tmp_path, teacher_file):
     run = validating(tmp_path, model, epochs=2)
     lines = Lines(run)
     run.train()
-    numbers = [float(number) for number in re.findall(r'[\d.]+(?:e[+-]\d+)?(?= times|,|$)', lines.one('First step: '))]
-    assert numbers == pytest.approx([task, distillation, distillation / task], rel=0.05)
+    numbers = re.findall(r'[\d.]+(?:e[+-]\d+)?(?= times|,| \()', lines.one('Step 0: '))[:3]
+    assert [float(number) for number in numbers] == pytest.approx([task, distillation, distillation / task], rel=0.05)
 
 
 def test_validation_of_the_teacher_can_be_left_out_and_does_not_change_the_training(tmp_path, teacher_file):
@@ -115,7 +116,7 @@ def test_a_student_alone_gets_its_size_and_its_result(tmp_path):
     run.train()
     assert lines.one('Student alone') == f'Student alone: {count_parameters(run.model):,} parameters'
     assert lines.one('Student: ').startswith(f'Student: best {error_of(run.model):.2f} % error')
-    assert not any(message.startswith(('Teacher', 'First step', 'Distillation')) for message in lines.messages)
+    assert not any(message.startswith(('Teacher', 'Step 0', 'Distillation')) for message in lines.messages)
 
 
 class Given(Hook):
