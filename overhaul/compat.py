@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 
 
 def apply() -> None:
-    """Apply the workarounds that must be in place before mmseg is imported, a checkpoint or a config read. Idempotent."""
+    """Apply the workarounds that must be in place before mmseg is imported or a file is read. Idempotent."""
     _stub_mmcv_ops()
     _allow_mmengine_checkpoints()
     Config._get_cfg_path = staticmethod(_config_path)

@@ -148,6 +148,7 @@ def test_launcher_takes_none_for_the_wrapper(no_gpu):
 @pytest.mark.parametrize('launcher, gpu', [('none', False), ('pytorch', True)])
 def test_launcher_is_left_alone(no_gpu, monkeypatch, launcher, gpu):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: int(gpu))
     cfg = Config(dict(launcher=launcher))
     compat.prepare_launcher(cfg)
     assert no_gpu == [] and cfg.to_dict() == dict(launcher=launcher)

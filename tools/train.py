@@ -10,7 +10,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from overhaul import compat, dry_run
+from overhaul import compat, dry_run, exact_resume
 from overhaul.checkpoints import check_resumable, read_checkpoint
 from overhaul.errors import one_paragraph_errors
 from overhaul.hooks.runner import bare_model
@@ -80,6 +80,7 @@ def main() -> None:
             check_start(runner, cfg)
             compat.never_run_checkpoints(runner)
             compat.never_change_rate(runner)
+            exact_resume.prepare(runner)
             runner.train()
 
 

@@ -13,6 +13,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from overhaul.exact_resume import numbered_loader
+
 
 def bare_model(runner: Runner) -> nn.Module:
     """Return the runner's model without its wrapper for distributed training."""
@@ -29,7 +31,7 @@ def training_batches(runner: Runner, count: int) -> Iterator[Iterator[dict]]:
     cfg = runner.cfg.get('train_dataloader')
     if isinstance(cfg, dict):
         in_process = dict(num_workers=0, persistent_workers=False, prefetch_factor=None) if count <= 8 else {}
-        loader = runner.build_dataloader({**cfg, **in_process, 'dataset': loader.dataset}, seed=runner.seed)
+        loader = numbered_loader(runner, {**cfg, **in_process, 'dataset': loader.dataset})
     python, numpy, devices = random.getstate(), np.random.get_state(), range(torch.cuda.device_count())
     with torch.random.fork_rng(devices):
         yield islice(loader, count)
