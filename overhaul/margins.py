@@ -32,7 +32,7 @@ def margin_from_batch_norm(weight: Tensor, bias: Tensor) -> Tensor:
         Margins in pre-activation units, all <= 0, in the dtype of ``weight``.
     """
     mean, deviation = bias.detach().double(), weight.detach().double().abs()
-    # 0 / 0 for a constant channel at 0 would be NaN; any z will do there, since it is multiplied by 0.
+    # A NaN in z would compare false below, and a broken batch norm get a margin that looks sound.
     z = (mean / deviation).nan_to_num(nan=0.0)
     share = torch.special.ndtr(-z)
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)

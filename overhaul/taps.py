@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -65,12 +66,12 @@ class Tap:
         if self._side == 'input':
             if getattr(module, 'inplace', False):
                 module.inplace = False  # same values, and the tap is not overwritten
-            module.register_forward_pre_hook(self._record_input)
+            module.register_forward_pre_hook(self._record_input, with_kwargs=True)
         else:
             module.register_forward_hook(self._record_output)
 
-    def _record_input(self, module: nn.Module, inputs: tuple) -> None:
-        self._record(inputs[0])
+    def _record_input(self, module: nn.Module, inputs: tuple, keywords: dict) -> None:
+        self._record(next(chain(inputs, keywords.values()), None))
 
     def _record_output(self, module: nn.Module, inputs: tuple, output: object) -> None:
         self._record(output)

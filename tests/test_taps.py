@@ -59,6 +59,16 @@ def without_inplace(model):
     return model
 
 
+def test_input_given_by_name():
+    class ByName(Plain):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            return self.relu(input=self.conv(inputs))
+
+    model = ByName(conv=nn.Conv2d(3, 4, 1), relu=nn.ReLU())
+    features = taps_of(model, 'relu:input').read(model, images())
+    assert torch.equal(features[0], model.conv(images()))
+
+
 def test_output_and_input_of_a_module():
     model = build_model(wide_resnet()).eval()
     taps = taps_of(model, 'backbone.block2.0.bn1:input', 'backbone.block2.0.bn1')
