@@ -10,6 +10,7 @@ _PUBLIC = {
     'margin_from_batch_norm': 'margins',
     'ConvBNConnector': 'connectors',
     'PartialL2Loss': 'losses',
+    'L2Loss': 'losses',
     'partial_l2': 'losses',
     'Digits': 'datasets',
 }

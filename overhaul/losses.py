@@ -1,8 +1,9 @@
-"""The distance: partial L2."""
+"""The distance: partial L2, and the plain one to compare with."""
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
 
 from overhaul.registry import MODELS
 
@@ -43,15 +44,37 @@ def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes differ.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f'partial_l2 compares maps of one shape, got student {tuple(student.shape)} and teacher '
-            f'{tuple(teacher.shape)}. A connector brings the channels together; height and width must agree already.')
+    _check_shapes('partial_l2', student, teacher)
     return _SummedPartialL2.apply(student, teacher.detach()) / student.shape[0]
 
 
+def _check_shapes(distance: str, student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f'{distance} compares maps of one shape, got student {tuple(student.shape)} and teacher '
+            f'{tuple(teacher.shape)}. A connector brings the channels together; height and width must agree already.')
+
+
+class _WeightedDistance(nn.Module):
+    """A distance times alpha, see :class:`PartialL2Loss`."""
+
+    def __init__(self, loss_weight: float | str = 1e-3) -> None:
+        super().__init__()
+        if loss_weight == 'auto':
+            self.register_buffer('loss_weight', torch.tensor(torch.nan))
+        elif isinstance(loss_weight, int | float) and loss_weight >= 0:
+            self.loss_weight = loss_weight
+        else:
+            raise ValueError(
+                f'The loss_weight of {type(self).__name__} is a number of 0 or more, or "auto", not {loss_weight!r}.')
+
+    def extra_repr(self) -> str:
+        """Show alpha."""
+        return f'loss_weight={float(self.loss_weight):g}'
+
+
 @MODELS.register_module()
-class PartialL2Loss(nn.Module):
+class PartialL2Loss(_WeightedDistance):
     """Weighted :func:`partial_l2`: (N, C, ...) maps to a scalar, summed over C and space, averaged over N.
 
     Args:
@@ -64,20 +87,20 @@ class PartialL2Loss(nn.Module):
         ValueError: If ``loss_weight`` is neither a number of 0 or more nor ``'auto'``.
     """
 
-    def __init__(self, loss_weight: float | str = 1e-3) -> None:
-        super().__init__()
-        if loss_weight == 'auto':
-            self.register_buffer('loss_weight', torch.tensor(torch.nan))
-        elif isinstance(loss_weight, int | float) and loss_weight >= 0:
-            self.loss_weight = loss_weight
-        else:
-            raise ValueError(
-                f'The loss_weight of PartialL2Loss is a number of 0 or more, or "auto", not {loss_weight!r}.')
-
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return ``loss_weight * partial_l2(student, teacher)``."""
         return self.loss_weight * partial_l2(student, teacher)
 
-    def extra_repr(self) -> str:
-        """Show alpha when the model is printed."""
-        return f'loss_weight={self.loss_weight}'
+
+@MODELS.register_module()
+class L2Loss(_WeightedDistance):
+    """The whole squared difference, of which :class:`PartialL2Loss` takes a part, to compare with.
+
+    Args, shapes, reduction and errors: see :class:`PartialL2Loss`.
+    """
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return ``loss_weight`` times the squared difference, summed over C and space, averaged over N."""
+        _check_shapes('L2Loss', student, teacher)
+        total = functional.mse_loss(student.float(), teacher.detach().float(), reduction='sum')
+        return self.loss_weight * total / student.shape[0]

@@ -11,6 +11,9 @@ from overhaul.registry import MODELS
 # Below this share of negative responses the official code gives the truncated mean up for -3 sigma.
 _LEAST_NEGATIVE_SHARE = 1e-3
 
+# The margin of all channels, by source; that of data is not known yet.
+_SAME_MARGIN = {'data': math.nan, 'zero': 0.0, 'none': -math.inf}
+
 
 def margin_from_batch_norm(weight: Tensor, bias: Tensor) -> Tensor:
     """Margins (C,) from the ``weight`` (C,) and ``bias`` (C,) of a batch norm: each channel's mean negative response.
@@ -54,6 +57,7 @@ class MarginReLU(nn.Module):
         source: ``'batch_norm'`` takes the margins from ``norm`` in closed form, see :func:`margin_from_batch_norm`.
             ``'data'`` leaves them to be estimated before training by :class:`overhaul.hooks.CalibrateHook`, as the
             mean of the negative responses. ``'auto'``, the default, takes the former where there is a ``norm``.
+            To compare with: ``'zero'`` makes it a plain ReLU, ``'none'`` leaves the feature as it is.
 
     Raises:
         ValueError: If the ``source`` is unknown, or the batch norm that it needs is missing.
@@ -62,15 +66,18 @@ class MarginReLU(nn.Module):
     def __init__(
             self, channels: int, norm: nn.modules.batchnorm._BatchNorm | None = None, source: str = 'auto') -> None:
         super().__init__()
-        if source not in ('auto', 'batch_norm', 'data'):
-            raise ValueError(f'The source of the margins is "auto", "batch_norm" or "data", not {source!r}.')
+        if source not in ('auto', 'batch_norm', *_SAME_MARGIN):
+            raise ValueError(
+                f'The source of the margins is "auto", "batch_norm", "data", "zero" or "none", not {source!r}.')
+        if source == 'auto':
+            source = 'data' if norm is None else 'batch_norm'
         if source == 'batch_norm' and norm is None:
             raise ValueError(
                 f'No batch norm of {channels} channels feeds the teacher tap, so there is none to take the margins '
                 'from. Name one with margin_norm="path.of.batch_norm" in that tap, or estimate the margins: '
                 'margin=dict(type="MarginReLU", source="data").')
-        if source == 'data' or norm is None:
-            margin = torch.full((channels, ), math.nan)
+        if source in _SAME_MARGIN:
+            margin = torch.full((channels, ), _SAME_MARGIN[source])
         else:
             weight = torch.ones(channels) if norm.weight is None else norm.weight
             bias = torch.zeros(channels) if norm.bias is None else norm.bias

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from overhaul import PartialL2Loss, partial_l2
+from overhaul import L2Loss, PartialL2Loss, partial_l2
 
 # Student, teacher, squared difference that counts, its derivative in the student.
 CASES = {
@@ -101,3 +101,15 @@ def test_the_module_scales_with_alpha():
     assert PartialL2Loss(loss_weight=0.25)(student, teacher).item() == 0.25 * 8
     assert PartialL2Loss()(student, teacher).item() == pytest.approx(1e-3 * 8)
     assert str(PartialL2Loss(0.25)) == 'PartialL2Loss(loss_weight=0.25)'
+
+
+def test_l2_drops_nothing():
+    student = torch.tensor([[-3.0, 3.0], [0.0, 1.0]], requires_grad=True)
+    teacher = torch.tensor([[-1.0, 1.0], [0.0, 3.0]], requires_grad=True)
+    loss = L2Loss(loss_weight=0.5)(student, teacher)
+    loss.backward()
+    assert loss.item() == 0.5 * (4 + 4 + 4) / 2
+    assert student.grad.tolist() == [[-1.0, 1.0], [0.0, -1.0]] and teacher.grad is None
+    with pytest.raises(ValueError, match='L2Loss compares maps of one shape'):
+        L2Loss()(student, teacher[:1])
+    assert L2Loss()(student.bfloat16() * 1e3, teacher.bfloat16()).dtype == torch.float32

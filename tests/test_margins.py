@@ -114,8 +114,16 @@ def test_margins_wait_for_data_where_there_is_no_batch_norm_or_where_asked():
     assert MarginReLU(2, batch_norm()).known and MarginReLU(2, batch_norm(), source='batch_norm').known
     with pytest.raises(ValueError, match='No batch norm of 2 channels feeds the teacher tap'):
         MarginReLU(2, source='batch_norm')
-    with pytest.raises(ValueError, match='"auto", "batch_norm" or "data", not \'bn\''):
+    with pytest.raises(ValueError, match='"auto", "batch_norm", "data", "zero" or "none", not \'bn\''):
         MarginReLU(2, source='bn')
+
+
+def test_plain_relu_and_no_transform_to_compare_with():
+    feature = torch.tensor([-3.0, -0.5, 0.0, 2.0]).view(1, 2, 1, 2)
+    relu = MarginReLU(2, batch_norm(), source='zero')
+    assert relu.known and relu(feature).flatten().tolist() == [0, 0, 0, 2]
+    as_it_is = MarginReLU(2, source='none')
+    assert as_it_is.known and torch.equal(as_it_is(feature), feature)
 
 
 def test_negative_mean_by_hand_over_batches_of_different_sizes():
