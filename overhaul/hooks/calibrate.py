@@ -20,22 +20,22 @@ class CalibrateHook(Hook):
 
     * The margins of taps that no batch norm feeds, or of all with ``margin=dict(type='MarginReLU', source='data')``:
       per channel, the mean of the teacher's negative responses.
-    * Alpha, with ``distill_loss=dict(type='PartialL2Loss', loss_weight='auto')``: such that on the student's weights
-      the gradient of the distillation is ``gradient_ratio`` times as long as that of the task.
+    * Alpha, with ``distill_loss=dict(type='PartialL2Loss', loss_weight='auto')``: such that the distillation loss is
+      ``loss_ratio`` times the task loss.
 
     Both are the same on all processes and travel in the checkpoint, so a resumed run does not set them again. Does
     nothing where everything is known.
 
     Args:
         batches: Number of batches for the margins, or all of an epoch if it has fewer. Default: 50.
-        gradient_ratio: The ratio that alpha is set to, over up to 8 batches. Default: 1, the middle of what the paper's
-            settings have, see docs/alpha.md.
+        loss_ratio: The ratio that alpha gives, over up to 8 batches. Default: 20, the middle of what the paper's
+            settings begin with, see docs/alpha.md.
     """
 
     priority = 'NORMAL'  # before the summary, which tells what came out
 
-    def __init__(self, batches: int = 50, gradient_ratio: float = 1.0) -> None:
-        self.batches, self.gradient_ratio = batches, gradient_ratio
+    def __init__(self, batches: int = 50, loss_ratio: float = 20.0) -> None:
+        self.batches, self.loss_ratio = batches, loss_ratio
 
     def before_train(self, runner: Runner) -> None:
         """Set what is missing."""
@@ -65,10 +65,10 @@ class CalibrateHook(Hook):
         alpha.fill_(1)
         with training_batches(runner, min(self.batches, 8)) as batches:
             ratios = torch.tensor([
-                measure(model, data, runner.optim_wrapper.optim_context(runner.model)).gradient_ratio
+                measure(model, data, runner.optim_wrapper.optim_context(runner.model)).loss_ratio
                 for data in batches])
         # Over batches and processes, on a scale on which twice and half are as far from 1.
         mean = ratios.log().mean()
         dist.all_reduce(mean, 'mean')
-        alpha.fill_(self.gradient_ratio / mean.exp())
+        alpha.fill_(self.loss_ratio / mean.exp())
         runner.logger.info(f'Alpha set to {alpha.item():.3g}')

@@ -85,7 +85,7 @@ def describe(model: OverhaulDistiller) -> str:
 def describe_strength(strength: Strength) -> str:
     """Return how strong the distillation is beside the task, in one line."""
     return (f'Step 0: task loss {strength.task_loss:.4g}, distillation loss {strength.distillation_loss:.4g} '
-            f'({strength.loss_ratio:.2g} times it); its gradient on the student is {strength.gradient_ratio:.2g} times '
+            f'({strength.loss_ratio:.3g} times it); its gradient on the student is {strength.gradient_ratio:.3g} times '
             "the task's")
 
 

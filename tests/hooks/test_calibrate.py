@@ -57,14 +57,14 @@ def test_estimated_values_travel_in_the_checkpoint(tmp_path, teacher_file):
     assert torch.equal(other.margins[1].margin, values[0]) and other.distill_loss.loss_weight == values[1]
 
 
-@pytest.mark.parametrize('ratio', [1.0, 5.0])
-def test_alpha_gives_the_gradients_the_ratio(tmp_path, teacher_file, ratio):
+@pytest.mark.parametrize('ratio', [1.0, 20.0])
+def test_alpha_gives_the_losses_the_ratio(tmp_path, teacher_file, ratio):
     torch.manual_seed(0)
-    hook = CalibrateHook(batches=1, gradient_ratio=ratio)
+    hook = CalibrateHook(batches=1, loss_ratio=ratio)
     model = calibrated(tmp_path, teacher_file, hook, distill_loss=dict(type='PartialL2Loss', loss_weight='auto'))
     images, samples = BATCHES[0]
     strength = measure(model, dict(inputs=images, data_samples=samples))
-    assert strength.gradient_ratio == pytest.approx(ratio, rel=1e-4)
+    assert strength.loss_ratio == pytest.approx(ratio, rel=1e-4)
 
 
 def test_without_the_hook_the_first_step_says_what_is_missing(teacher_file):
