@@ -358,7 +358,11 @@ def test_moving_average_copies_the_distiller(teacher_file):
     name = 'student.backbone.conv1.weight'
     assert not torch.equal(now[name], start[name])
     assert torch.allclose(average.module.state_dict()[name], now[name] + 1, atol=1e-6)
-    assert average.module.teacher is not model.teacher
+    assert average.module.teacher is model.teacher
+    # Where the copy goes, the teacher does not follow.
+    average.module.to('meta')
+    assert not any(tensor.is_meta for tensor in model.teacher.state_dict().values())
+    average.module.to_empty(device='cpu').load_state_dict(model.state_dict())
     # The copy is complete: its loss is that of its own weights, and the original's taps are not disturbed.
     images, samples = batch(seed=5)
     average.module.train()
