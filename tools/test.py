@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
 from overhaul import compat, voc_submission
@@ -24,6 +24,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--teacher', action='store_true', help='test the teacher, with its teacher_checkpoint')
     parser.add_argument('--work-dir', help='where logs go; default: work_dirs/<name of the config>')
     parser.add_argument(
+        '--tta', action='store_true', help='augment at test time, by the tta_model and tta_pipeline of the config')
+    parser.add_argument(
         '--voc-submission', metavar='DIR',
         help='segment the test set of Pascal VOC instead, and write DIR/results.tgz for its evaluation server')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
@@ -33,6 +35,17 @@ def parse_arguments() -> argparse.Namespace:
     if not arguments.teacher and arguments.checkpoint is None:
         parser.error('name the CHECKPOINT to test, or give --teacher')
     return arguments
+
+
+def augment(cfg: Config) -> None:
+    """Make the config test each image in several variants, as ``--tta`` of mmpretrain and mmseg does."""
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    if missing:
+        raise ValueError(
+            f'--tta needs {" and ".join(missing)} in the config, as the base configs of mmseg have them, for example '
+            'tta_model=dict(type="mmpretrain.AverageClsScoreTTA") and a tta_pipeline that ends in a TestTimeAug.')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
 def main() -> None:
@@ -50,12 +63,15 @@ def main() -> None:
             cfg.model = teacher_only(cfg)
         elif 'student' in cfg.model:
             cfg.model = student_only(cfg)
+        if arguments.tta:
+            augment(cfg)
         if arguments.voc_submission is not None:
             voc_submission.prepare(cfg, arguments.voc_submission)
         cfg.custom_hooks = []
         compat.prepare_launcher(cfg)
         runner = Runner.from_cfg(cfg)
-        load_weights(bare_model(runner), checkpoint)
+        model = bare_model(runner)
+        load_weights(model.module if arguments.tta else model, checkpoint)
         metrics = runner.test()
         if arguments.voc_submission is None:
             runner.logger.info(f'{"Teacher" if arguments.teacher else "Student"}: {headline(metrics)}')
