@@ -272,11 +272,14 @@ def _with_preprocessor(cfg: dict, data_preprocessor: dict | None) -> dict:
     return cfg if data_preprocessor is None else {'data_preprocessor': dict(data_preprocessor), **cfg}
 
 
-def _check_arguments(taps: Sequence[dict], teacher_batch_norm: str) -> None:
+def _check_arguments(taps: Sequence[dict] | str, teacher_batch_norm: str) -> None:
     if teacher_batch_norm not in ('batch', 'running'):
         raise ValueError(f'teacher_batch_norm is "batch" or "running", not {teacher_batch_norm!r}.')
-    if not taps:
-        raise ValueError('taps is empty: name at least one pair, dict(teacher="path", student="path").')
+    if taps == 'auto':
+        return
+    if not taps or isinstance(taps, str):
+        raise ValueError(
+            f'taps is {taps!r}: name at least one pair, dict(teacher="path", student="path"), or take "auto".')
     for tap in taps:
         unknown = [key for key in tap if key not in _TAP_KEYS]
         missing = [key for key in ('teacher', 'student') if key not in tap]

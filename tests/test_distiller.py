@@ -428,7 +428,8 @@ ERRORS = {
     'sizes of another image': (
         dict(taps=tap(teacher='backbone.block3.0.bn1'), input_size=(24, 32)), 'is 12x16 and "backbone.block2.0.bn1" is '
         '24x32 for an image of 24x32'),
-    'no taps': (dict(taps=[]), 'taps is empty'),
+    'no taps': (dict(taps=[]), 'taps is []: name at least one pair'),
+    'unknown way to find taps': (dict(taps='all'), "taps is 'all': name at least one pair"),
     'unknown key in a tap': (dict(taps=tap(wieght=2)), "has unknown keys ['wieght']. A tap has the keys teacher, stud"),
     'tap without student': (dict(taps=[dict(teacher=PATHS[0])]), "lacks ['student']"),
     'unknown teacher tap': (dict(taps=tap(teacher='backbone.block2.0.bn7')), 'The teacher has no module'),
