@@ -49,9 +49,11 @@ class OverhaulDistiller(BaseModel):
             :class:`overhaul.margins.MarginReLU`).
         teacher_checkpoint: Weights of the teacher, a file or URL as :func:`overhaul.checkpoints.read_checkpoint` takes
             it. ``None`` leaves the teacher as its config initialises it, and warns.
-        connector: Student transform, built with ``student_channels`` and ``teacher_channels``.
+        connector: Student transform, built with ``student_channels`` and ``teacher_channels``. Default type:
+            ``ConvBNConnector``.
         margin: Teacher transform, built with ``channels`` and ``norm``, the batch norm before the tap or ``None``.
-        distill_loss: Distance between the two, scaled with alpha.
+            Default type: ``MarginReLU``.
+        distill_loss: Distance between the two, scaled with alpha. Default type: ``PartialL2Loss``.
         teacher_batch_norm: ``'batch'`` normalises the teacher with the statistics of the batch, as the paper does
             (Table 8), ``'running'`` with those of its training.
         teacher_dropout: Whether the dropout of the teacher is live, as it is in the official segmentation code. The
@@ -78,9 +80,9 @@ class OverhaulDistiller(BaseModel):
         student: dict | str,
         taps: Sequence[dict] | str,
         teacher_checkpoint: str | None = None,
-        connector: dict = dict(type='ConvBNConnector'),  # noqa: B006, read only
-        margin: dict = dict(type='MarginReLU'),  # noqa: B006
-        distill_loss: dict = dict(type='PartialL2Loss'),  # noqa: B006
+        connector: dict | None = None,
+        margin: dict | None = None,
+        distill_loss: dict | None = None,
         teacher_batch_norm: str = 'batch',
         teacher_dropout: bool = False,
         match_sizes: bool = False,
@@ -112,15 +114,15 @@ class OverhaulDistiller(BaseModel):
         self.tap_weights = [tap.get('loss_weight', 1.0) for tap in taps]
         self.loss_names = _loss_names([tap['student'] for tap in taps])
         self.connectors = nn.ModuleList(
-            build(connector, 'connector', scope='overhaul',
+            build({'type': 'ConvBNConnector', **(connector or {})}, 'connector', scope='overhaul',
                   student_channels=student_tap.channels, teacher_channels=teacher_tap.channels)
             for teacher_tap, student_tap in zip(self.teacher_taps, self.student_taps))
         self.margins = nn.ModuleList(
-            build(margin, 'margin', scope='overhaul', channels=teacher_tap.channels,
+            build({'type': 'MarginReLU', **(margin or {})}, 'margin', scope='overhaul', channels=teacher_tap.channels,
                   norm=self._margin_norm(teacher_tap, tap.get('margin_norm')))
             for teacher_tap, tap in zip(self.teacher_taps, taps))
         self._calibrated = False
-        self.distill_loss = build(distill_loss, 'distill_loss', scope='overhaul')
+        self.distill_loss = build({'type': 'PartialL2Loss', **(distill_loss or {})}, 'distill_loss', scope='overhaul')
         self.train()
 
     def _check_sizes(self, input_size: tuple[int, int]) -> None:

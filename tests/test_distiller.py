@@ -150,6 +150,12 @@ def test_weights_of_taps_and_alpha_scale_the_losses(teacher_file):
         assert default[name].item() == pytest.approx(1e-3 * weight * unit[name].item(), rel=1e-5)
 
 
+def test_a_part_without_a_type_is_the_default_one(teacher_file):
+    model = build_distiller(teacher_checkpoint=teacher_file, margin=dict(source='zero'), distill_loss=dict(loss_weight=2))
+    assert str(model.distill_loss) == 'PartialL2Loss(loss_weight=2)'
+    assert all(margin.margin.eq(0).all() for margin in model.margins)
+
+
 def test_predict_and_tensor_are_the_student_alone(teacher_file):
     model = build_distiller(teacher_checkpoint=teacher_file).eval()
     student = copy.deepcopy(model.student)
