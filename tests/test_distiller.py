@@ -151,7 +151,8 @@ def test_weights_of_taps_and_alpha_scale_the_losses(teacher_file):
 
 
 def test_a_part_without_a_type_is_the_default_one(teacher_file):
-    model = build_distiller(teacher_checkpoint=teacher_file, margin=dict(source='zero'), distill_loss=dict(loss_weight=2))
+    model = build_distiller(
+        teacher_checkpoint=teacher_file, margin=dict(source='zero'), distill_loss=dict(loss_weight=2))
     assert str(model.distill_loss) == 'PartialL2Loss(loss_weight=2)'
     assert all(margin.margin.eq(0).all() for margin in model.margins)
 
