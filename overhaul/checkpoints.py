@@ -1,6 +1,7 @@
 """Reads the weights of a teacher from any format in use: official, torchvision, mmpretrain and mmseg, and our own."""
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -109,6 +110,29 @@ def check_resumable(model: nn.Module, source: str) -> None:
         raise ValueError(
             f'"{source}" is from the training of another model: {misfit}. Resume with the config, and with or without '
             '--student-only, as that training was started.')
+
+
+def latest_checkpoint(work_dir: str | Path) -> str | None:
+    """Return the newest whole checkpoint of a training, ``None`` if it has saved none yet. Warns of damaged ones.
+
+    Raises:
+        ValueError: If all are damaged.
+    """
+    pointer = Path(work_dir, 'last_checkpoint')  # which may be of a moved folder, or behind what was saved last
+    folders = {Path(work_dir), Path(pointer.read_text().strip()).parent if pointer.is_file() else Path(work_dir)}
+    numbers = {path: int(match[1]) for folder in folders for path in folder.glob('*.pth')
+               if (match := re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', path.name))}
+    for path in sorted(numbers, key=numbers.get, reverse=True):
+        try:
+            read_checkpoint(str(path))
+            return str(path)
+        except ValueError as error:
+            print_log(f'Passed over: {error}', 'current', logging.WARNING)
+    if numbers:
+        raise ValueError(
+            f'None of the {len(numbers)} checkpoints in "{work_dir}" can be read. To start anew, choose another '
+            '--work-dir, or move them away.')
+    return None
 
 
 def to_model_keys(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

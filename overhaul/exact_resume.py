@@ -63,7 +63,7 @@ class _ExactResumeHook(Hook):
         if endless:
             # The loop is about to throw away as many batches as there were before.
             loop.dataloader_iterator = chain(repeat(None, runner.iter), loop.dataloader_iterator)
-        if _missed_validation(runner):
+        if _validation_due(runner):
             runner.val_loop.run()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
@@ -71,14 +71,12 @@ class _ExactResumeHook(Hook):
         _seed(runner.seed, dist.get_rank(), runner.iter)
 
 
-def _missed_validation(runner: Runner) -> bool:
-    """Return whether the checkpoint is from just before a validation, as mmengine saves them."""
-    loop, hub = runner.train_loop, runner.message_hub
-    if runner.val_loop is None or 'last_result' not in hub.runtime_info:
-        return False
-    done, end = ((loop.iter, loop.max_iters) if isinstance(loop, IterBasedTrainLoop) else (loop.epoch, loop.max_epochs))
-    due = done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
-    return due and hub.get_info('last_result')['step'] != runner.iter
+def _validation_due(runner: Runner) -> bool:
+    """Return whether the training stopped just before a validation; mmengine saves its checkpoints there."""
+    loop = runner.train_loop
+    by_iteration = isinstance(loop, IterBasedTrainLoop)
+    done, end = (loop.iter, loop.max_iters) if by_iteration else (loop.epoch, loop.max_epochs)
+    return runner.val_loop is not None and done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
 
 
 class _Place(NamedTuple):
