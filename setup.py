@@ -1,12 +1,33 @@
 """Installs Overhaul. mmcv is left to the user: see the README."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 version = re.search(r"__version__ = '(.+)'", (here / 'overhaul/__init__.py').read_text()).group(1)
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs and tools into the package as .mim, which is where those of every OpenMMLab package are.
+
+    An editable installation needs no copy: there the package is beside them.
+    """
+
+    def run(self) -> None:
+        """Build."""
+        super().run()
+        if getattr(self, 'editable_mode', False):
+            return
+        extension = Path(self.build_lib, 'overhaul/.mim')
+        shutil.rmtree(extension, ignore_errors=True)
+        for name in ('configs', 'tools'):
+            shutil.copytree(here / name, extension / name, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copy(here / 'model-index.yml', extension)
+
 
 setup(
     name='overhaul',
@@ -17,6 +38,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['overhaul', 'overhaul.*']),
+    cmdclass={'build_py': BuildWithConfigs},
     package_data={'overhaul': ['py.typed', 'weights/*.pth']},
     install_requires=[
         'torch>=2.4',

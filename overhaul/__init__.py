@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+from overhaul import own_configs
+
 __version__ = '0.1.0'
 
 _PUBLIC = {
@@ -17,9 +19,11 @@ _PUBLIC = {
 
 __all__ = ['__version__', *_PUBLIC]
 
+own_configs.allow_as_base()
+
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used, so that `import overhaul` itself stays light."""
+    """Import a public name when it is first used, so that `import overhaul` itself stays light: no torch."""
     if name in _PUBLIC:
         return getattr(import_module(f'overhaul.{_PUBLIC[name]}'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.runner import Runner
 
+from overhaul import own_configs
 from overhaul.registry import nearest
 
 # What the runner reads of a config beside what the config has to say, and an override may therefore bring in.
@@ -22,7 +23,8 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
     """Read a config file and merge ``overrides``, as ``--cfg-options`` gives them, into it.
 
     Args:
-        path: A file, or one that comes with a package: ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'``.
+        path: A file, or one that comes with a package: ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'``, or
+            ``'overhaul::voc_r101_r18.py'``.
         overrides: Keys with dots, and their values.
 
     Raises:
@@ -30,6 +32,8 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
         ValueError: If the file does not run, or if an override is of nothing that there is.
     """
     path = str(path)
+    if path.startswith(own_configs.PREFIX):
+        path = own_configs.own_config(path)
     packaged = '::' in path
     if not packaged and not Path(path).is_file():
         beside = sorted(file.name for file in Path(path).parent.glob('*.py'))

@@ -87,8 +87,8 @@ def test_public_names_are_what_the_source_says():
 
 
 def test_the_bare_import_is_light():
-    run = run_fresh('import sys, overhaul; print(overhaul.__version__, sorted({"torch", "mmengine"} & {*sys.modules}))')
-    assert run.stdout.strip() == f'{overhaul.__version__} []', run.stderr
+    run = run_fresh('import sys, overhaul; print(overhaul.__version__, "torch" in sys.modules)')
+    assert run.stdout.strip() == f'{overhaul.__version__} False', run.stderr
 
 
 def test_every_registered_class_is_at_a_place_where_its_registry_looks():
