@@ -14,6 +14,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
@@ -23,7 +24,7 @@ def apply() -> None:
     """Apply the workarounds that must be in place before mmseg is imported or a file is read. Idempotent."""
     _stub_mmcv_ops()
     _allow_mmengine_checkpoints()
-    Config._get_cfg_path = staticmethod(_config_path)
+    LocalBackend.put = _put_whole
 
 
 def _stub_mmcv_ops() -> None:
@@ -92,26 +93,24 @@ def _allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals(allowed)
 
 
-def own_config(name: str) -> Path:
-    """Return where ``'overhaul::voc_r101_r18.py'`` is, a config that comes with this package."""
-    package = Path(__file__).parent
-    installed = package / '.mim/configs'
-    return (installed if installed.is_dir() else package.parent / 'configs') / name.removeprefix('overhaul::')
+def _put_whole(backend: LocalBackend, obj: bytes, filepath: str | Path) -> None:
+    """Write a file that is there whole or not at all, whatever happens meanwhile.
 
-
-_config_path_of_mmengine = Config._get_cfg_path
-
-
-def _config_path(path: str, filename: str) -> tuple[str, str | None]:
-    """Let a config have ``_base_ = 'overhaul::voc_r101_r18.py'``, as it may have one of mmpretrain or mmseg.
-
-    mmengine 0.10.7 has a fixed list of packages, refuses a config that is in no folder, and does not find a package
-    that pip has installed as editable. The second value is the scope to look types up in: that of the config.
-    Delete when mmengine asks the package where its configs are.
+    mmengine 0.10.7 writes a checkpoint in place, so an interruption or a full disk leaves half of one.
+    Delete when it writes beside and renames.
     """
-    if path.startswith('overhaul::'):
-        return str(own_config(path)), None
-    return _config_path_of_mmengine(path, filename)
+    path = Path(filepath)
+    beside = path.with_name(f'{path.name}.part')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with beside.open('wb') as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def never_run_checkpoints(runner: Runner) -> None:
@@ -165,14 +164,20 @@ def prepare_launcher(cfg: Config) -> None:
     Delete when a CPU launch works in mmengine by itself.
 
     Raises:
-        ValueError: If this is one of more processes than the machine has GPUs.
+        ValueError: If no launcher has started this process; if it is one of more processes than the machine has GPUs;
+            if ``sync_bn`` is asked for without GPUs.
     """
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none':
         return
+    _check_launched(launcher)
     if torch.cuda.is_available():
         _check_local_rank()
         return
+    if cfg.get('sync_bn'):
+        raise ValueError(
+            'sync_bn needs GPUs, for PyTorch has no synchronised batch norm for the CPU. Set sync_bn=None, or run a '
+            'single process.')
     if not torch.distributed.is_initialized():
         if launcher == 'slurm':
             _slurm_environment()
@@ -182,6 +187,16 @@ def prepare_launcher(cfg: Config) -> None:
         type='MMDistributedDataParallel', broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False))
     cfg.model_wrapper_cfg = {**default, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+
+
+def _check_launched(launcher: str) -> None:
+    variable, program, script = {
+        'pytorch': ('RANK', 'torchrun', 'tools/dist_train.sh'),
+        'slurm': ('SLURM_PROCID', 'srun', 'tools/slurm_train.sh')}[launcher]
+    if variable not in os.environ:
+        raise ValueError(
+            f'--launcher {launcher} is for processes that {program} has started, as {script} does it. Use that script, '
+            'or leave the launcher out to train in a single process.')
 
 
 def _check_local_rank() -> None:

@@ -123,6 +123,7 @@ def test_methods_of_a_history_buffer_cannot_be_called():
 @pytest.fixture
 def no_gpu(monkeypatch):
     calls = []
+    monkeypatch.setenv('RANK', '0')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: bool(calls))
     monkeypatch.setattr(torch.distributed, 'init_process_group', calls.append)

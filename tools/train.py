@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
-from overhaul import compat, dry_run, exact_resume
-from overhaul.checkpoints import check_resumable, read_checkpoint
+from overhaul import compat, dry_run, exact_resume, same_start
+from overhaul.checkpoints import check_resumable, latest_checkpoint, read_checkpoint
 from overhaul.errors import one_paragraph_errors
 from overhaul.hooks.runner import bare_model
 from overhaul.settings import read_config, student_only
@@ -49,19 +49,18 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
         cfg.model = student_only(cfg)
         name += '_student_only'
     cfg.work_dir = arguments.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
-    if arguments.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if arguments.resume == 'auto' else arguments.resume
+    resume = arguments.resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto'))
+    if resume:
+        cfg.load_from = latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+        cfg.resume = cfg.load_from is not None
     return cfg
 
 
 def check_start(runner: Runner, cfg: Config) -> None:
     """Read the checkpoint that the training starts from, if there is one, and refuse it where it is of no use."""
     source = cfg.get('load_from')
-    if cfg.get('resume'):
-        source = source or find_latest_checkpoint(cfg.work_dir)
-        if source:
-            check_resumable(bare_model(runner), source)
+    if source and cfg.get('resume'):
+        check_resumable(bare_model(runner), source)
     elif source:
         read_checkpoint(source)
 
@@ -81,6 +80,7 @@ def main() -> None:
             compat.never_run_checkpoints(runner)
             compat.never_change_rate(runner)
             exact_resume.prepare(runner)
+            same_start.prepare(runner)
             runner.train()
 
 

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Runs a Python file of this folder in one process per GPU. dist_train.sh and dist_test.sh call it.
+#
+#   torchrun.sh GPUS FILE.py [arguments of FILE.py]
+
+GPUS=$1
+FILE=$2
+PORT=${PORT:-$MASTER_PORT}
+TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+if ! [[ $GPUS =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: GPUS is the number of processes on this machine, 1 or more, and not \"$GPUS\"." >&2
+    exit 2
+fi
+if [ "${NNODES:-1}" -gt 1 ]; then
+    if [ -z "$NODE_RANK" ] || [ -z "$MASTER_ADDR" ]; then
+        echo "error: on NNODES=$NNODES machines, give each its NODE_RANK, 0 to $((NNODES - 1)), and all of them the" \
+            "MASTER_ADDR of the machine with NODE_RANK=0." >&2
+        exit 2
+    fi
+elif [ -z "$PORT" ]; then
+    # Any free port, so that two trainings can run on one machine.
+    MEETING_POINT=(--standalone --local-addr=127.0.0.1)
+fi
+if [ -z "${MEETING_POINT[*]}" ]; then
+    MEETING_POINT=(
+        --nnodes="${NNODES:-1}" --node-rank="${NODE_RANK:-0}" --master-addr="${MASTER_ADDR:-127.0.0.1}"
+        --master-port="${PORT:-29500}")
+fi
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
+exec python -m torch.distributed.run "${MEETING_POINT[@]}" --nproc-per-node="$GPUS" \
+    "$TOOLS/$FILE" "${@:3}" --launcher pytorch
