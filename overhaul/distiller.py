@@ -181,7 +181,9 @@ class OverhaulDistiller(BaseModel):
         return self.teacher_taps.read(self.teacher, inputs if self.renormalize is None else self.renormalize(inputs))
 
     def _check_calibrated(self) -> None:
-        if self._calibrated:
+        # In a compiled step the question would break the graph. An eager one comes before, SummaryHook's; else the loss
+        # is NaN.
+        if self._calibrated or torch.compiler.is_compiling():
             return
         unknown = [tap.path for tap, margin in zip(self.teacher_taps, self.margins) if not getattr(margin, 'known', 1)]
         if unknown:

@@ -28,7 +28,8 @@ MODELS = _child(
     ['distiller', 'connectors', 'margins', 'losses', 'backbones', 'heads'])
 DATASETS = _child(mmengine_registry.DATASETS, ['datasets', 'dry_run'])
 TRANSFORMS = _child(mmengine_registry.TRANSFORMS, ['datasets'])
-HOOKS = _child(mmengine_registry.HOOKS, ['hooks', 'dry_run'])
+HOOKS = _child(mmengine_registry.HOOKS, ['hooks', 'dry_run', 'modes'])
+OPTIM_WRAPPERS = _child(mmengine_registry.OPTIM_WRAPPERS, ['modes'])
 METRICS = _child(mmengine_registry.METRICS, ['voc_submission'])
 PARAM_SCHEDULERS = _child(mmengine_registry.PARAM_SCHEDULERS, ['schedulers'])
 
