@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
-from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm
+from mmengine.model import convert_sync_batchnorm
 from mmengine.registry import HOOKS
 from small_models import batch
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
-from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 IMAGES = 12
@@ -94,10 +93,11 @@ def gradients_with_synchronised_batch_norm(model):
         plain=[name for name, module in plain.named_modules() if isinstance(module, _BatchNorm)],
         converted=[name for name, module in converted.named_modules() if isinstance(module, nn.SyncBatchNorm)],
         teacher=[type(module).__name__ for module in model.teacher.modules() if isinstance(module, _BatchNorm)])
-    wrapped = MMDistributedDataParallel(converted, broadcast_buffers=False)
     on_gpu, nn.SyncBatchNorm.forward = nn.SyncBatchNorm.forward, synchronised_on_cpu
-    found.update(together=gradients(wrapped.train(), *own_part()), whole=gradients(plain.train(), *batch(IMAGES)))
+    together = gradients(converted.train(), *own_part())
     nn.SyncBatchNorm.forward = on_gpu
+    dist.all_reduce_dict(together, 'mean')  # as DDP does, which refuses synchronised batch norms on a CPU
+    found.update(together=together, whole=gradients(plain.train(), *batch(IMAGES)))
     model.train()
     return found
 
@@ -108,4 +108,5 @@ def synchronised_on_cpu(norm, maps):
     mean = all_reduce(maps.mean((0, 2, 3))) / size
     centred = maps - mean[:, None, None]
     variance = all_reduce(centred.square().mean((0, 2, 3))) / size
-    return batch_norm(centred, torch.zeros_like(mean), variance, norm.weight, norm.bias, eps=norm.eps)
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    return centred * scale[:, None, None] + norm.bias[:, None, None]
