@@ -4,12 +4,15 @@
 
 Runs tools/train.py with and without --student-only once per seed, and prints the mean of the last validation result,
 its 95 % interval and a paired test. The seed sets `randomness.seed`, and the `seed` of the training dataset where its
-config has one, so that both sides of a pair see the same labelled images. With --vary all this is done for each value
-of one key of the config:
+config has one, so that both sides of a pair see the same labelled images.
 
-    python tools/compare.py configs/digits_wrn16_2_wrn10_1.py --vary train_dataloader.dataset.labels_per_class 1 2 5 10
+With --vary all this is done for each value of one key of the config, with --variant for each set of keys:
 
-A run that is finished in the work directory is not run again, so an interrupted comparison goes on where it was.
+    python tools/compare.py CONFIG --vary train_dataloader.dataset.labels_per_class 1 2 5 10 --csv label_budget.csv
+    python tools/compare.py CONFIG --variant default --variant L2 model.distill_loss.type=L2Loss --sides distilled
+
+One side alone is tested against the first value or variant. A run that is finished in the work directory is not run
+again, so an interrupted comparison goes on where it was. `tools/plot.py budget` draws what --csv writes.
 """
 
 from __future__ import annotations
@@ -18,30 +21,34 @@ import argparse
 import csv
 import json
 import os
-import subprocess
+import re
+import runpy
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from mmengine.config import Config
 from scipy import stats
 
 from overhaul.errors import one_paragraph_errors
 from overhaul.hooks.summary import headline, main_metric
-from overhaul.settings import read_config
+from overhaul.progress import progress
+from overhaul.settings import read_config, student_only
 
 TRAIN = Path(__file__).with_name('train.py')
 ALONE, DISTILLED = 'alone', 'distilled'
 
 
 class Run(NamedTuple):
-    """One training: a side of the comparison at a value of the varied key, with a seed."""
+    """One training: a side of the comparison in a variant of the config, with a seed."""
 
     side: str
-    value: str
+    variant: str
     seed: int
 
 
@@ -50,43 +57,63 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file of a distillation')
     parser.add_argument('--seeds', type=int, default=10, help='number of seeds, from 0 on; default: 10')
-    parser.add_argument('--vary', nargs='+', metavar=('KEY', 'VALUE'), default=['', ''],
-                        help='a key of the config, and the values to compare at')
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument('--vary', nargs='+', metavar=('KEY', 'VALUE'),
+                       help='a key of the config, and the values to compare at')
+    group.add_argument('--variant', nargs='+', action='append', metavar=('NAME', 'KEY=VALUE'),
+                       help='a name, and what is other in this variant of the config; can be given several times')
     parser.add_argument('--sides', nargs='+', choices=[ALONE, DISTILLED], default=[ALONE, DISTILLED])
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs at a time; default: one per core')
-    parser.add_argument('--work-dir', help='where the runs go; default: work_dirs/compare/<name of the config>')
+    parser.add_argument('--work-dir', type=Path, help='where the runs go; default: work_dirs/compare/<config>')
     parser.add_argument('--csv', type=Path, metavar='OUT', help='file for one row per run')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for every run')
     arguments = parser.parse_args()
-    if arguments.seeds < 1 or len(arguments.vary) < 2:
-        parser.error('give at least one seed, and after --vary a key and at least one value')
+    if arguments.seeds < 1 or arguments.jobs < 1 or (arguments.vary and len(arguments.vary) < 2):
+        parser.error('give at least one seed and one job, and after --vary a key and at least one value')
     return arguments
 
 
-def train(run: Run, cfg: Config, arguments: argparse.Namespace) -> dict[str, float]:
-    """Train once, unless that is done, and return the metrics of the last validation."""
-    key = arguments.vary[0]
-    name = f'{key}={run.value}'.replace('/', '_') if key else 'as_configured'
-    work_dir = Path(arguments.work_dir or f'work_dirs/compare/{Path(arguments.config).stem}', name,
-                    f'{run.side}_seed{run.seed}')
+def variants_of(arguments: argparse.Namespace) -> tuple[str, dict[str, list[str]]]:
+    """Return what is varied, and for each variant its name and its overrides of the config."""
+    if arguments.vary:
+        key, *values = arguments.vary
+        return key, {value: [f'{key}={value}'] for value in values}
+    if arguments.variant:
+        return 'variant', {name: overrides for name, *overrides in arguments.variant}
+    return 'value', {'': []}
+
+
+def command_of(run: Run, work_dir: Path, overrides: Sequence[str], arguments: argparse.Namespace) -> list[str]:
+    """Return the command that is the run."""
+    # mmengine keeps one log per name in a process, and a process does several runs.
+    name = re.sub(r'\W', '_', str(work_dir))
+    options = [*arguments.cfg_options, *overrides, f'randomness.seed={run.seed}', f'experiment_name={name}']
+    command = [str(TRAIN), arguments.config, '--work-dir', str(work_dir)]
+    return [*command, *(['--student-only'] if run.side == ALONE else []), '--cfg-options', *options]
+
+
+def train(command: list[str], work_dir: Path) -> dict[str, float]:
+    """Train once, unless that is done, and return the metrics of the last validation.
+
+    It is what ``python COMMAND`` does, without loading Python's packages once more.
+    """
     finished = work_dir / 'finished.json'
     if not finished.exists():
-        options = [*arguments.cfg_options, f'randomness.seed={run.seed}']
-        if 'seed' in cfg.train_dataloader.dataset:
-            options.append(f'train_dataloader.dataset.seed={run.seed}')
-        if key:
-            options.append(f'{key}={run.value}')
-        command = [sys.executable, str(TRAIN), arguments.config, '--work-dir', str(work_dir), '--cfg-options', *options]
-        if run.side == ALONE:
-            command.append('--student-only')
-        threads = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
-        result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': threads})
-        if result.returncode:
-            raise RuntimeError(f'{" ".join(command)} failed:\n{result.stderr[-2000:]}')
+        work_dir.mkdir(parents=True, exist_ok=True)
+        console, arguments = work_dir / 'console.txt', sys.argv
+        with console.open('w') as file, redirect_stdout(file), redirect_stderr(file):
+            sys.argv = command
+            try:
+                runpy.run_path(command[0], run_name='__main__')
+            except SystemExit as refusal:
+                raise RuntimeError(f'{" ".join(command)} stopped: {refusal}') from None
+            except Exception:
+                traceback.print_exc()
+                raise RuntimeError(f'{" ".join(command)} failed, see {console}:\n{traceback.format_exc()}') from None
+            finally:
+                sys.argv = arguments
         finished.write_text(json.dumps(last_metrics(work_dir)))
-    metrics = json.loads(finished.read_text())
-    print(f'{name}  {run.side}  seed {run.seed}: {headline(metrics)}', flush=True)
-    return metrics
+    return json.loads(finished.read_text())
 
 
 def last_metrics(work_dir: Path) -> dict[str, float]:
@@ -97,21 +124,27 @@ def last_metrics(work_dir: Path) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name not in ('time', 'data_time', 'step')}
 
 
-def table(results: dict[Run, float], values: Sequence[str], sides: Sequence[str]) -> str:
-    """Return the mean and 95 % interval of each side at each value, and the paired comparison of the two sides."""
+def table(results: Mapping[Run, float], variants: Sequence[str], sides: Sequence[str]) -> str:
+    """Return the mean and 95 % interval of each side in each variant, and a paired test.
+
+    Two sides are tested against each other, one side against the same in the first variant.
+    """
+    def sample(side: str, variant: str) -> np.ndarray:
+        return np.array([result for run, result in results.items() if (run.side, run.variant) == (side, variant)])
+
     lines = []
-    for value in values:
-        sample = {side: np.array([result for run, result in results.items() if run.side == side and run.value == value])
-                  for side in sides}
-        row = [f'{value:>12}'] if value else []
-        for side, numbers in sample.items():
+    for variant in variants:
+        row = [f'{variant:>12}'] if variant else []
+        for side in sides:
+            numbers = sample(side, variant)
             row.append(f'{side} {numbers.mean():.2f} ± {interval(numbers):.2f} '
                        f'({numbers.min():.2f} to {numbers.max():.2f})')
-        if len(sides) == 2:
-            alone, distilled = sample[ALONE], sample[DISTILLED]
-            row.append(f'ratio {distilled.mean() / alone.mean():.2f}')
-            if len(alone) > 1:
-                row.append(f'paired t-test p = {stats.ttest_rel(alone, distilled).pvalue:.1g}')
+        pair = [sample(side, variant) for side in sides] if len(sides) == 2 else [
+            sample(sides[0], variants[0]), sample(sides[0], variant)]
+        if len(sides) == 2 or variant != variants[0]:
+            row.append(f'ratio {pair[1].mean() / pair[0].mean():.2f}')
+            if len(pair[0]) > 1:
+                row.append(f'paired t-test p = {stats.ttest_rel(*pair).pvalue:.1g}')
         lines.append('  '.join(row))
     return '\n'.join(lines)
 
@@ -123,23 +156,49 @@ def interval(numbers: np.ndarray) -> float:
     return stats.t.ppf(0.975, len(numbers) - 1) * numbers.std(ddof=1) / len(numbers)**0.5
 
 
+def run_all(arguments: argparse.Namespace) -> tuple[str, dict[str, list[str]], dict[Run, dict[str, float]]]:
+    """Run what is not finished; return what is varied, the variants, and the metrics of each run."""
+    cfg = read_config(arguments.config)
+    student_only(cfg)  # refuses what is no distillation
+    key, variants = variants_of(arguments)
+    folder = arguments.work_dir or Path('work_dirs/compare', Path(arguments.config).stem)
+    seeds_data = 'seed' in cfg.train_dataloader.dataset
+    commands = {}
+    for variant, overrides in variants.items():
+        name = f'{key}={variant}'.replace('/', '_') if variant else 'as_configured'
+        for seed in range(arguments.seeds):
+            for side in arguments.sides:
+                run, work_dir = Run(side, variant, seed), folder / name / f'{side}_seed{seed}'
+                data = [f'train_dataloader.dataset.seed={seed}'] if seeds_data else []
+                commands[run] = command_of(run, work_dir, [*overrides, *data], arguments), work_dir
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
+    metrics = {}
+    with ProcessPoolExecutor(min(arguments.jobs, len(commands)), get_context('spawn')) as pool:
+        runs = {pool.submit(train, *command): run for run, command in commands.items()}
+        try:
+            for future in progress(as_completed(runs), 'Runs', len(runs)):
+                run = runs[future]
+                metrics[run] = future.result()
+                print(f'{run.variant}  {run.side}  seed {run.seed}: {headline(metrics[run])}'.strip(), flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return key, variants, {run: metrics[run] for run in commands}
+
+
 def main() -> None:
     """Run everything and print the table."""
     arguments = parse_arguments()
     with one_paragraph_errors():
-        cfg = read_config(arguments.config)
-    _, *values = arguments.vary
-    runs = [Run(side, value, seed) for value in values for seed in range(arguments.seeds) for side in arguments.sides]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        metrics = list(pool.map(lambda run: train(run, cfg, arguments), runs))
-    results = {run: main_metric(metrics)[1] for run, metrics in zip(runs, metrics)}
-    unit, _ = main_metric(metrics[0])
+        key, variants, metrics = run_all(arguments)
+    results = {run: main_metric(values)[1] for run, values in metrics.items()}
+    unit, _ = main_metric(next(iter(metrics.values())))
     print(f'\n{unit} of {arguments.seeds} seeds: mean ± 95 % interval of the mean (least to most)')
-    print(table(results, values, arguments.sides))
+    print(table(results, list(variants), arguments.sides))
     if arguments.csv:
         with arguments.csv.open('w', newline='') as file:
             writer = csv.writer(file)
-            writer.writerow(['side', arguments.vary[0] or 'value', 'seed', unit])
+            writer.writerow(['side', key, 'seed', unit])
             writer.writerows([*run, f'{value:.4f}'] for run, value in results.items())
 
 
