@@ -4,14 +4,16 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+import resource
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
 from mmengine import dist
 from mmengine.logging import print_log
-from mmengine.runner.checkpoint import get_external_models, get_mmcls_models, get_torchvision_models
+from mmengine.runner.checkpoint import CheckpointLoader, get_external_models, get_mmcls_models, get_torchvision_models
 from torch import nn
 
 from overhaul import compat
@@ -25,6 +27,7 @@ _ZOOS = {
     'openmmlab': get_external_models,
     'mmcls': get_mmcls_models,
 }
+_SCHEMES = ('http', 'https', 'overhaul', *_ZOOS)
 _OFFICIAL_SITE = 'https://github.com/clovaai/overhaul-distillation'
 _OFFICIAL_FILES = {  # how the name of the file begins -> what it is
     'WRN28-4_21.09': 'WRN 28-4 for CIFAR-100',
@@ -119,7 +122,9 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
         ValueError: If all are damaged.
     """
     pointer = Path(work_dir, 'last_checkpoint')  # which may be of a moved folder, or behind what was saved last
-    folders = {Path(work_dir), Path(pointer.read_text().strip()).parent if pointer.is_file() else Path(work_dir)}
+    folders = {Path(work_dir)}
+    if pointer.is_file():
+        folders.add(Path(pointer.read_text(errors='replace').strip()).parent)
     numbers = {path: int(match[1]) for folder in folders for path in folder.glob('*.pth')
                if (match := re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', path.name))}
     for path in sorted(numbers, key=numbers.get, reverse=True):
@@ -164,7 +169,8 @@ def to_model_keys(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 def read_checkpoint(source: str) -> dict:
     """Return what is in the checkpoint ``source``, as it was saved, with tensors on the CPU.
 
-    The file cannot run code: ``torch.load`` reads it with ``weights_only=True``, always.
+    The file cannot run code: ``torch.load`` reads it with ``weights_only=True``, always. Nor can it take memory without
+    end: what reading it needs beyond twice its size and a gigabyte is refused, where the system has such a limit.
 
     Args:
         source: A path (``~`` is expanded); ``http(s)://``; ``overhaul://name.pth``, a file that comes with this
@@ -176,15 +182,13 @@ def read_checkpoint(source: str) -> dict:
         FileNotFoundError: If there is no such file; tells where the official teachers are to be had, and names the
             nearest files. Also if a download fails.
         ValueError: If the name is in no zoo, or the file is no checkpoint: a folder, empty, cut short, a web page,
-            more than weights, or without tensors.
+            more than weights, or without tensors; or if the system does not let it be read.
     """
     path = _locate(str(source))
-    if path.is_dir():
-        files = _examples(sorted(file.name for file in path.glob('*.pt*')))
-        raise ValueError(f'"{path}" is a folder. Name a checkpoint file' + (f', such as {files}.' if files else '.'))
-    if not path.exists():
-        raise FileNotFoundError(_missing(path))
-    checkpoint = _load_safely(path)
+    try:
+        checkpoint = _load_safely(path, _beginning(path))
+    except PermissionError:
+        raise ValueError(f'"{path}" may not be read by you. Have its permissions changed, or copy it.') from None
     if not _state_dict(checkpoint):
         found = f'a {type(checkpoint).__name__}'
         if isinstance(checkpoint, dict):
@@ -193,6 +197,16 @@ def read_checkpoint(source: str) -> dict:
             f'"{path}" holds no weights: a dictionary of tensors is expected at its top, under "state_dict" or under '
             f'"model", and there is {found}. Save one with torch.save(dict(state_dict=model.state_dict()), path).')
     return checkpoint
+
+
+@CheckpointLoader.register_scheme(['', *(f'{scheme}://' for scheme in _SCHEMES)], force=True)
+def load_from_overhaul(source: str, map_location: object = None) -> dict:
+    """Read a checkpoint for mmengine, which has its own way for ``load_from``, ``resume`` and ``Pretrained``.
+
+    mmengine leaves it to torch whether a file may run code: before version 2.6 it may, and later where a variable of
+    the environment says so.
+    """
+    return read_checkpoint(source)
 
 
 def _state_dict(checkpoint: object) -> dict[str, torch.Tensor]:
@@ -235,7 +249,7 @@ def _locate(source: str) -> Path:
     if scheme not in _ZOOS:
         raise ValueError(
             f'"{source}" begins with "{scheme}://", which is not known. Give a path, or begin with one of '
-            f'{", ".join(f"{known}://" for known in ("http", "https", "overhaul", *_ZOOS))}.')
+            f'{", ".join(f"{known}://" for known in _SCHEMES)}.')
     zoo = _ZOOS[scheme]()
     # Of a plain torchvision name the original weights, never the newer recipe: those are the teachers of the paper.
     url = zoo.get(f'{name}.imagenet1k_v1', zoo.get(name))
@@ -272,6 +286,8 @@ def _hash(url: str) -> str | None:
 
 
 def _missing(path: Path) -> str:
+    if path.is_symlink():
+        return f'"{path}" is a link to "{os.readlink(path)}", which does not exist. Correct the link, or name the file.'
     for beginning, what in _OFFICIAL_FILES.items():
         if path.name.startswith(beginning):
             return (
@@ -289,9 +305,19 @@ def _nearby(name: str, folder: Path) -> str:
     return f'; in that folder there is {", ".join(nearest)}' if nearest else ''
 
 
-def _load_safely(path: Path) -> object:
+def _beginning(path: Path) -> bytes:
+    if path.is_dir():
+        files = _examples(sorted(file.name for file in path.glob('*.pt*')))
+        raise ValueError(f'"{path}" is a folder. Name a checkpoint file' + (f', such as {files}.' if files else '.'))
+    if not path.exists():
+        raise FileNotFoundError(_missing(path))
+    if not path.is_file():
+        raise ValueError(f'"{path}" is a device or a pipe, not a file. Name a checkpoint file.')
     with path.open('rb') as file:
-        head = file.read(256)
+        return file.read(256)
+
+
+def _load_safely(path: Path, head: bytes) -> object:
     if not head:
         raise ValueError(f'"{path}" is empty. Get the file again.')
     if head.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
@@ -299,21 +325,42 @@ def _load_safely(path: Path) -> object:
             f'"{path}" is a web page, not a checkpoint: the site answered with a page about the file, as file sharing '
             'sites do before a large download. Delete it, and download the file itself with a browser.')
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with _little_memory(2 * path.stat().st_size + 2**30):
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
         # A damaged or hostile file can raise anything. Without the cause: torch's text advises to drop the protection.
         raise ValueError(f'"{path}" {_refusal(error, head)}') from None
 
 
+@contextmanager
+def _little_memory(more: int) -> Iterator[None]:
+    """Let the process have no more than this number of bytes ``more`` than now; without effect outside Linux."""
+    statistics = Path('/proc/self/statm')
+    if not statistics.exists():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [int(statistics.read_text().split()[0]) * resource.getpagesize() + more, soft, hard]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limit for limit in limits if limit >= 0), hard))  # below 0: no limit
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def _refusal(error: Exception, head: bytes) -> str:
     text = str(error)
-    foreign = re.search(r'GLOBAL (\S+)|(Refused to .+?):|(Trying to call .+|Can only .+)', text)
+    foreign = re.search(r'GLOBAL (\S+)|(Refused to .+?):|(Trying to call .+|Can only .+|TorchScript archive)', text)
     if foreign:
         return (
             f'holds more than weights ({next(filter(None, foreign.groups()))}), and to read that would run code that '
             'the file names; it was refused and nothing was run. If you trust where it comes from, open it in the '
             'program that wrote it, and save the weights alone: '
             'torch.save(dict(state_dict=model.state_dict()), path).')
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return (
+            'asks for far more memory than its size warrants, and was not read: it is damaged, or made to fill up '
+            'computers. Delete it, and get it again from where you trust.')
     if head.startswith((b'PK', b'\x80\x02')):
         return (
             'begins like a checkpoint but cannot be read to its end '

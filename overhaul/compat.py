@@ -74,22 +74,56 @@ def _history_buffer_attribute(owner: object, name: str) -> object:
     raise ValueError(f'Refused to read {name!r} of {owner!r}: a checkpoint has no business with it.')
 
 
+class _ArrayType:
+    """Stand in for ``numpy.dtype`` while unpickling: numbers of a fixed size and nothing else."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        self.dtype = np.dtype(name)
+        if self.dtype.kind not in 'biufc':
+            raise ValueError(f'Refused an array of {self.dtype}: a checkpoint has numbers in it.')
+
+    def __setstate__(self, state: tuple) -> None:
+        _, byte_order, *rest = state
+        if rest[:3] != [None] * 3:
+            raise ValueError(f'Refused a {self.dtype} of parts: a checkpoint has plain numbers in it.')
+        self.dtype = self.dtype.newbyteorder(byte_order)
+
+
+class _Array(np.ndarray):
+    """Stand in for ``numpy.ndarray`` while unpickling: made empty, and filled with bytes that are numbers."""
+
+    def __new__(cls, *_: object) -> '_Array':
+        return super().__new__(cls, 0)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran_order, content = state
+        super().__setstate__((1, shape, dtype.dtype, fortran_order, bytes(content)))
+
+    def __reduce__(self) -> tuple:
+        return self.view(np.ndarray).__reduce__()
+
+
+def _scalar(dtype: _ArrayType, content: bytes) -> np.generic:
+    """Stand in for the function that numpy's numbers are pickled with."""
+    return np.frombuffer(bytes(content), dtype.dtype)[0]
+
+
 def _allow_mmengine_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what mmengine writes.
 
     mmengine 0.10.7 pickles its HistoryBuffer (through ``getattr``) and numpy scalars into every checkpoint.
-    The bare ``getattr`` would open the whole interpreter to a hostile file, so a restricted one takes its name.
+    The bare ``getattr`` would open the whole interpreter to a hostile file, and numpy's own functions make arrays of
+    objects out of its bytes, so restricted ones take their names.
     Delete when mmengine writes plain containers only, and those older files need not be read any more.
     """
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     allowed = [
-        HistoryBuffer, np.ndarray, np.dtype,
+        HistoryBuffer, _Array, _ArrayType,
         (_history_buffer_attribute, 'builtins.getattr'),
         (_history_buffer_attribute, '__builtin__.getattr'),
+        (_Array, 'numpy.ndarray'), (_ArrayType, 'numpy.dtype'),
     ]
     for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # as written by numpy 1 and by numpy 2
-        allowed += [(multiarray._reconstruct, f'{module}._reconstruct'), (multiarray.scalar, f'{module}.scalar')]
-    allowed += [type(np.dtype(name)) for name in ('f8', 'f4', 'i8', 'i4', 'u1', '?')]
+        allowed += [(_Array, f'{module}._reconstruct'), (_scalar, f'{module}.scalar')]
     torch.serialization.add_safe_globals(allowed)
 
 

@@ -1,5 +1,6 @@
 import importlib
 import io
+import pickle
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 from mmcv.utils import collect_env
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from strangers_files import Call
 
 from overhaul import compat
 
@@ -23,16 +25,6 @@ def reload(content):
     torch.save(content, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
-
-
-class Call:
-    """Unpickles to the result of ``function(*arguments)``."""
-
-    def __init__(self, function, *arguments):
-        self.parts = function, arguments
-
-    def __reduce__(self):
-        return self.parts
 
 
 def test_mmseg_imports_and_its_segmentors_build():
@@ -88,11 +80,38 @@ def test_history_buffer_comes_through():
 
 @pytest.mark.parametrize('value', [
     np.float64(0.5), np.float32(0.5), np.int64(3), np.int32(3), np.uint8(3), np.bool_(True),
-    np.uint8([[1, 2], [3, 4]]), np.arange(3.)])
+    np.uint8([[1, 2], [3, 4]]), np.arange(3.), np.arange(3).astype('>i8'), np.asfortranarray(np.ones((2, 3)))])
 def test_numpy_values_come_through(value):
     loaded = reload([value])[0]
-    assert type(loaded) is type(value) and loaded.dtype == value.dtype
-    np.testing.assert_array_equal(loaded, value)
+    for again in (loaded, reload([loaded])[0]):
+        assert isinstance(again, type(value)) and again.dtype == value.dtype.newbyteorder('=')
+        np.testing.assert_array_equal(again, value)
+    assert b'overhaul' not in pickle.dumps(loaded)
+
+
+FLOAT, OBJECT, POINTERS = ('f8', False, True), ('O8', False, True), b'A' * 16
+
+
+def array_of(*dtype, state=None):
+    make, arguments, _ = np.zeros(0).__reduce__()
+    return Call(make, *arguments, state=(1, (2, ), Call(np.dtype, *dtype, state=state), False, POINTERS))
+
+
+@pytest.mark.parametrize('hostile', [
+    Call(np.ndarray, (2, ), 'O', Call(bytearray, POINTERS)),
+    array_of(*OBJECT),
+    array_of(*FLOAT, state=(3, '<', None, None, None, -1, -1, 63)),
+    array_of(*FLOAT, state=(3, '|', None, ('a', ), {'a': (Call(np.dtype, *OBJECT), 0)}, 8, 8, 0)),
+    array_of(*FLOAT, state=(3, '|', (Call(np.dtype, *FLOAT), (10**6, )), None, None, 8, 8, 0)),
+], ids=['buffer', 'type of objects', 'flags', 'fields', 'subarrays'])
+def test_bytes_do_not_become_objects(hostile):
+    # Else they would be taken for addresses, and the process would follow them.
+    try:
+        (loaded, ) = reload([hostile])
+    except ValueError as error:
+        assert 'Refused' in str(error)
+    else:
+        assert loaded.dtype == np.float64 and loaded.nbytes in (0, len(POINTERS))
 
 
 def test_names_of_numpy_1_come_through():
