@@ -1,11 +1,14 @@
 """Every workaround for the stack, each with its reason and the condition under which it can be deleted."""
 
+import functools
 import importlib.util
+import io
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +18,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook, checkpoint_hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
@@ -25,6 +28,11 @@ def apply() -> None:
     _stub_mmcv_ops()
     _allow_mmengine_checkpoints()
     LocalBackend.put = _put_whole
+    checkpoint_hook.open = _open_whole
+    for name in ('_save_checkpoint_with_step', '_save_best_checkpoint'):
+        saves = getattr(CheckpointHook, name)
+        if not hasattr(saves, '__wrapped__'):
+            setattr(CheckpointHook, name, _remove_afterwards(saves))
 
 
 def _stub_mmcv_ops() -> None:
@@ -145,6 +153,44 @@ def _put_whole(backend: LocalBackend, obj: bytes, filepath: str | Path) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+    with suppress(OSError):  # not every system can write a folder out; the new name might not outlive a power cut there
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _open_whole(path: str, mode: str) -> Iterator[io.StringIO]:
+    """Open ``last_checkpoint`` to write it as :func:`_put_whole` does.
+
+    mmengine 0.10.7 empties that file and then writes it, so an interruption leaves one that names no checkpoint.
+    Delete with :func:`_put_whole`.
+    """
+    text = io.StringIO()
+    yield text
+    _put_whole(LocalBackend(), text.getvalue().encode(), path)
+
+
+def _remove_afterwards(save: Callable[..., None]) -> Callable[..., None]:
+    """Let a method of CheckpointHook remove a checkpoint only when the one that replaces it is there.
+
+    mmengine 0.10.7 removes before it saves: with ``max_keep_ckpts=1``, or of the best ones, the only one.
+    Delete when it saves first.
+    """
+    @functools.wraps(save)
+    def save_then_remove(hook: CheckpointHook, *arguments: object, **keywords: object) -> None:
+        backend, outdated = hook.file_backend, []
+        remove, backend.remove = backend.remove, outdated.append
+        try:
+            save(hook, *arguments, **keywords)
+        finally:
+            backend.remove = remove
+        for path in outdated:
+            remove(path)
+
+    return save_then_remove
 
 
 def never_run_checkpoints(runner: Runner) -> None:

@@ -12,6 +12,9 @@ On several machines run it on each, with GPUS on each and in the environment:
   NODE_RANK    which of them this one is, from 0 on
   MASTER_ADDR  address of the machine with NODE_RANK=0
   PORT         a free port there; default: 29500, and on one machine any free one
+
+When a process dies, all end. With MAX_RESTARTS=3 in the environment and --resume, all are started again, up to 3 times,
+and go on from the latest checkpoint.
 END
     exit 2
 fi

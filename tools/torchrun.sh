@@ -31,4 +31,5 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
 exec python -m torch.distributed.run "${MEETING_POINT[@]}" --nproc-per-node="$GPUS" \
+    ${MAX_RESTARTS:+--max-restarts="$MAX_RESTARTS"} \
     "$TOOLS/$FILE" "${@:3}" --launcher pytorch
