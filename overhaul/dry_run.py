@@ -26,7 +26,7 @@ def prepare(cfg: Config) -> None:
     student = cfg.model.get('student', cfg.model)
     segmentation = 'decode_head' in student
     num_classes = student['decode_head' if segmentation else 'head']['num_classes']
-    _without_downloads(cfg.model)
+    without_downloads(cfg.model)
     if 'teacher_checkpoint' in cfg.model:
         cfg.model.teacher_checkpoint = None
 
@@ -44,13 +44,15 @@ def prepare(cfg: Config) -> None:
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='overhaul.DryRunHook')]
 
 
-def _without_downloads(model: dict) -> None:
-    for key, value in model.items():
-        if isinstance(value, dict):
-            if value.get('type') == 'Pretrained':
-                model[key] = None
-            else:
-                _without_downloads(value)
+def without_downloads(model: dict | list) -> None:
+    """Edit the config of a model so that it begins with random weights, whatever it would have begun with."""
+    for key, value in list(model.items() if isinstance(model, dict) else enumerate(model)):
+        if isinstance(value, dict) and value.get('type') == 'Pretrained':
+            model[key] = None
+        elif key == 'pretrained':
+            model[key] = False if isinstance(value, bool) else None
+        elif isinstance(value, (dict, list)):
+            without_downloads(value)
 
 
 @DATASETS.register_module()
