@@ -88,20 +88,20 @@ class _ArrayType:
     def __init__(self, name: str, *_: object) -> None:
         self.dtype = np.dtype(name)
         if self.dtype.kind not in 'biufc':
-            raise ValueError(f'Refused an array of {self.dtype}: a checkpoint has numbers in it.')
+            raise ValueError(f'Refused to make an array of {self.dtype}: a checkpoint has numbers in it.')
 
     def __setstate__(self, state: tuple) -> None:
         _, byte_order, *rest = state
         if rest[:3] != [None] * 3:
-            raise ValueError(f'Refused a {self.dtype} of parts: a checkpoint has plain numbers in it.')
+            raise ValueError(f'Refused to make parts of a {self.dtype}: a checkpoint has plain numbers in it.')
         self.dtype = self.dtype.newbyteorder(byte_order)
 
 
 class _Array(np.ndarray):
-    """Stand in for ``numpy.ndarray`` while unpickling: made empty, and filled with bytes that are numbers."""
+    """Stand in for ``numpy.ndarray`` while unpickling: begins empty, and is filled with bytes that are numbers."""
 
-    def __new__(cls, *_: object) -> '_Array':
-        return super().__new__(cls, 0)
+    def __new__(cls, *_: object) -> NoReturn:
+        raise ValueError('Refused to make an array of raw memory: a checkpoint has numbers in it.')
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran_order, content = state
@@ -111,8 +111,11 @@ class _Array(np.ndarray):
         return self.view(np.ndarray).__reduce__()
 
 
+def _empty_array(*_: object) -> _Array:
+    return np.ndarray.__new__(_Array, 0)
+
+
 def _scalar(dtype: _ArrayType, content: bytes) -> np.generic:
-    """Stand in for the function that numpy's numbers are pickled with."""
     return np.frombuffer(bytes(content), dtype.dtype)[0]
 
 
@@ -131,7 +134,7 @@ def _allow_mmengine_checkpoints() -> None:
         (_Array, 'numpy.ndarray'), (_ArrayType, 'numpy.dtype'),
     ]
     for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # as written by numpy 1 and by numpy 2
-        allowed += [(_Array, f'{module}._reconstruct'), (_scalar, f'{module}.scalar')]
+        allowed += [(_empty_array, f'{module}._reconstruct'), (_scalar, f'{module}.scalar')]
     torch.serialization.add_safe_globals(allowed)
 
 
