@@ -128,10 +128,9 @@ def forges_addresses_of_objects(path):
 
 
 def forges_addresses_of_objects_in_a_record(path):
-    make, arguments, _ = np.zeros(0).__reduce__()
-    kind = Call(np.dtype, 'f8', False, True, state=(
-        3, '|', None, ('a', ), {'a': (Call(np.dtype, 'O8', False, True), 0)}, 8, 8, 0))
-    _save(path, Call(make, *arguments, state=(1, (2, ), kind, False, b'A' * 16)))
+    fields = {'a': (Call(np.dtype, 'O8', False, True), 0)}
+    dtype = Call(np.dtype, 'f8', False, True, state=(3, '|', None, ('a', ), fields, 8, 8, 0))
+    _save(path, _array((2, ), dtype, b'A' * 16))
 
 
 # --- Memory to take: without the refusal each would touch gigabytes
@@ -184,12 +183,17 @@ def old_storage_of_terabytes(path):
 
 
 def array_of_terabytes(path):
-    _save(path, Call(np._core.multiarray._reconstruct, np.ndarray, (TERABYTES, ), b'd'))
+    _save(path, _array((TERABYTES, ), Call(np.dtype, 'f8', False, True)))
 
 
 def array_of_gigabytes_made_a_tensor(path):
-    array = Call(np._core.multiarray._reconstruct, np.ndarray, (2**29, ), b'd')
+    array = _array((2**29, ), Call(np.dtype, 'f8', False, True))
     _save(path, Call(torch._utils._rebuild_device_tensor_from_numpy, array, torch.float32, 'cpu', False))
+
+
+def _array(shape, dtype, content=b''):
+    make, arguments, _ = np.zeros(0).__reduce__()
+    return Call(make, *arguments, state=(1, shape, dtype, False, content))
 
 
 def tensor_beyond_its_storage(path):
