@@ -1,7 +1,9 @@
 from overhaul.hooks.average_statistics import AverageStatisticsHook
 from overhaul.hooks.calibrate import CalibrateHook
 from overhaul.hooks.connectors_first import ConnectorsFirstHook
+from overhaul.hooks.pictures import PictureHook
 from overhaul.hooks.reset_momentum import ResetMomentumHook
 from overhaul.hooks.summary import SummaryHook
 
-__all__ = ['AverageStatisticsHook', 'CalibrateHook', 'ConnectorsFirstHook', 'ResetMomentumHook', 'SummaryHook']
+__all__ = [
+    'AverageStatisticsHook', 'CalibrateHook', 'ConnectorsFirstHook', 'PictureHook', 'ResetMomentumHook', 'SummaryHook']
