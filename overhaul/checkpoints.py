@@ -96,6 +96,22 @@ def load_weights(model: nn.Module, source: str) -> None:
             logger='current')
 
 
+def load_distiller(model: nn.Module, source: str) -> None:
+    """Load what a distillation has saved of its distiller ``model``: the student, the connectors, the margins.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`read_checkpoint`.
+        ValueError: If the file is of another distillation, or of a student alone.
+    """
+    weights, current = _state_dict(read_checkpoint(source)), model.state_dict()
+    misfit = _misfit(weights, current)
+    if misfit:
+        raise ValueError(
+            f'"{source}" is not from the distillation of this config: {misfit}. Name an iter_*.pth or epoch_*.pth of '
+            'its work directory, which has connectors beside the student.')
+    model.load_state_dict({**current, **weights})
+
+
 def check_resumable(model: nn.Module, source: str) -> None:
     """Refuse a checkpoint that a training of ``model`` cannot be resumed from; mmengine would load what fits of it.
 

@@ -41,7 +41,7 @@ def measure(model: OverhaulDistiller, data: dict, precision: AbstractContextMana
     """
     data = model.data_preprocessor(data, True)
     parameters = [parameter for parameter in model.student.parameters() if parameter.requires_grad]
-    with _buffers_kept(model), torch.enable_grad():
+    with buffers_kept(model), torch.enable_grad():
         with precision or nullcontext():
             losses = model(**data, mode='loss')
         distillation = sum(loss for name, loss in losses.items() if name in model.loss_names)
@@ -58,7 +58,8 @@ def _norm(gradients: Iterable[Tensor | None]) -> float:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Give the buffers of ``model`` back what they hold now, at the end."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     yield
     with torch.no_grad():

@@ -33,12 +33,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from overhaul.errors import one_paragraph_errors
 from overhaul.hooks.summary import headline, main_metric
+from overhaul.logs import read_log
 from overhaul.progress import progress
 from overhaul.settings import read_config, student_only
+from overhaul.statistics import interval, paired_test
 
 TRAIN = Path(__file__).with_name('train.py')
 ALONE, DISTILLED = 'alone', 'distilled'
@@ -112,16 +113,8 @@ def train(command: list[str], work_dir: Path) -> dict[str, float]:
                 raise RuntimeError(f'{" ".join(command)} failed, see {console}:\n{traceback.format_exc()}') from None
             finally:
                 sys.argv = arguments
-        finished.write_text(json.dumps(last_metrics(work_dir)))
+        finished.write_text(json.dumps(list(read_log(work_dir).validation.values())[-1]))
     return json.loads(finished.read_text())
-
-
-def last_metrics(work_dir: Path) -> dict[str, float]:
-    """Return the metrics of the last validation in the newest log of a work directory."""
-    log = max(work_dir.glob('*/vis_data/scalars.json'))
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    metrics = [line for line in lines if 'loss' not in line][-1]
-    return {name: value for name, value in metrics.items() if name not in ('time', 'data_time', 'step')}
 
 
 def table(results: Mapping[Run, float], variants: Sequence[str], sides: Sequence[str]) -> str:
@@ -129,31 +122,24 @@ def table(results: Mapping[Run, float], variants: Sequence[str], sides: Sequence
 
     Two sides are tested against each other, one side against the same in the first variant.
     """
-    def sample(side: str, variant: str) -> np.ndarray:
-        return np.array([result for run, result in results.items() if (run.side, run.variant) == (side, variant)])
+    def sample(side: str, variant: str) -> list[float]:
+        return [result for run, result in results.items() if (run.side, run.variant) == (side, variant)]
 
     lines = []
     for variant in variants:
         row = [f'{variant:>12}'] if variant else []
         for side in sides:
             numbers = sample(side, variant)
-            row.append(f'{side} {numbers.mean():.2f} ± {interval(numbers):.2f} '
-                       f'({numbers.min():.2f} to {numbers.max():.2f})')
+            row.append(f'{side} {np.mean(numbers):.2f} ± {interval(numbers):.2f} '
+                       f'({min(numbers):.2f} to {max(numbers):.2f})')
         pair = [sample(side, variant) for side in sides] if len(sides) == 2 else [
             sample(sides[0], variants[0]), sample(sides[0], variant)]
         if len(sides) == 2 or variant != variants[0]:
-            row.append(f'ratio {pair[1].mean() / pair[0].mean():.2f}')
+            row.append(f'ratio {np.mean(pair[1]) / np.mean(pair[0]):.2f}')
             if len(pair[0]) > 1:
-                row.append(f'paired t-test p = {stats.ttest_rel(*pair).pvalue:.1g}')
+                row.append(f'paired t-test p = {paired_test(*pair):.1g}')
         lines.append('  '.join(row))
     return '\n'.join(lines)
-
-
-def interval(numbers: np.ndarray) -> float:
-    """Return half the width of the 95 % interval of the mean."""
-    if len(numbers) < 2:
-        return float('nan')
-    return stats.t.ppf(0.975, len(numbers) - 1) * numbers.std(ddof=1) / len(numbers)**0.5
 
 
 def run_all(arguments: argparse.Namespace) -> tuple[str, dict[str, list[str]], dict[Run, dict[str, float]]]:
