@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from golden import inputs, labels, recipe_state_dict
+from golden import inputs, labels, load_manifest, recipe_state_dict
 from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.structures import PixelData
@@ -29,7 +29,6 @@ from overhaul.distiller import OverhaulDistiller
 from overhaul.registry import MODELS
 
 ROOT = Path(__file__).parent.parent
-MANIFESTS = ROOT / 'tests/data/checkpoint_keys'
 CONFIGS = {
     'cifar_a': 'cifar100_wrn28_4_wrn16_4',
     'cifar_b': 'cifar100_wrn28_4_wrn28_2',
@@ -47,11 +46,6 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-9, 1e-7
 STUDENT_DIFFERS = ('voc_mobilenetv2', )
 
 
-def manifest(network: str) -> list:
-    """Return the names, shapes and kinds of the official checkpoint of ``network``."""
-    return json.loads((MANIFESTS / f'manifest_{network}.json').read_text())
-
-
 def build(golden: dict) -> OverhaulDistiller:
     """Build the config of a golden file with the recipe's weights, in float64 and train mode."""
     setting = golden['setting']
@@ -62,13 +56,13 @@ def build(golden: dict) -> OverhaulDistiller:
     with tempfile.TemporaryDirectory() as folder:
         # Through files in the official format, so that what is tested is what loads a user's teacher.
         teacher_file, student_file = f'{folder}/teacher.pth', f'{folder}/student.pth'
-        torch.save({'state_dict': recipe_state_dict(manifest(golden['teacher']), 'teacher.')}, teacher_file)
+        torch.save({'state_dict': recipe_state_dict(load_manifest(golden['teacher']), 'teacher.')}, teacher_file)
         cfg.model.teacher_checkpoint = teacher_file
         if 'data_preprocessor' in cfg:
             cfg.model.data_preprocessor = cfg.data_preprocessor
         model = MODELS.build(cfg.model)
         if setting not in STUDENT_DIFFERS:
-            torch.save({'state_dict': recipe_state_dict(manifest(golden['student']), 'student.')}, student_file)
+            torch.save({'state_dict': recipe_state_dict(load_manifest(golden['student']), 'student.')}, student_file)
             load_weights(model, student_file)
     connectors = recipe_state_dict(golden['connector_entries'], 'connector.')
     names = {'0': 'conv', '1': 'bn'}
