@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
+onnx = ['onnx', 'onnxscript', 'onnxruntime']
 version = re.search(r"__version__ = '(.+)'", (here / 'overhaul/__init__.py').read_text()).group(1)
 
 
@@ -57,7 +58,8 @@ setup(
         # mmcv and mmcv-lite install into the same folder, so a hard requirement on either would overwrite the other.
         # `pip install overhaul[lite]` brings the one that needs no compiler; with a full mmcv leave the extra out.
         'lite': ['mmcv-lite==2.1.0'],
-        'onnx': ['onnx', 'onnxscript', 'onnxruntime'],  # for tools/export_student.py --onnx
-        'test': ['pytest', 'ruff', 'scipy'],
+        'onnx': onnx,  # for tools/export_student.py --onnx
+        'docs': ['pdoc'],
+        'test': [*onnx, 'hypothesis', 'pdoc', 'pytest', 'ruff', 'scipy', 'tensorboard', 'timm'],
     },
 )
