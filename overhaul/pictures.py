@@ -102,7 +102,7 @@ def draw_curves(curves: Sequence[Curve], unit: str, step: str, teacher: float | 
         teacher: The teacher's result.
     """
     figure = Figure((10, 4), layout='constrained')
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharex=step == 'iteration')
     for curve, colour in zip(curves, _colours(len(curves))):
         left.plot(list(curve.results), list(curve.results.values()), 'o-', color=colour, label=curve.name, ms=3)
         right.plot(list(curve.task_losses), list(curve.task_losses.values()), color=colour, label=curve.name)
@@ -150,7 +150,7 @@ def draw_budget(
         axes.errorbar(places, means, half_widths, color=colour, marker='o', capsize=3, label=side)
     if teacher is not None:
         axes.axhline(teacher, color=TEACHER, ls='--', label=f'teacher, {teacher:g}')
-    axes.set(xlabel=label, ylabel=unit, yscale='log')
+    axes.set(xlabel=label, ylabel=unit, yscale='log', xlim=(-0.5, len(budgets) - 0.5))
     axes.set_xticks(range(len(budgets)), ['all' if budget == 'None' else budget for budget in budgets])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
@@ -207,7 +207,7 @@ def draw_pre_activations(features: Sequence[TapFeatures], channels: int = 3) -> 
         row[0].set_ylabel('density')
     for axes in figure.axes[-channels:]:
         axes.set_xlabel('response')
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, fontsize=9)
     return figure
 
 
@@ -222,8 +222,8 @@ def _histogram(axes: Axes, tap: TapFeatures, channel: int) -> None:
     if tap.margin is not None:
         margin = tap.margin[channel].item()
         axes.axvline(margin, color=ALONE, label='margin')
-        axes.annotate(f'{margin:.2f}', (margin, 0.97), xycoords=('data', 'axes fraction'), ha='right', va='top',
-                      xytext=(-3, 0), textcoords='offset points', color=ALONE, fontsize=8)
+        axes.text(margin, 0.95, f'{margin:.2f} ', transform=axes.get_xaxis_transform(), ha='right', va='top',
+                  color=ALONE, fontsize=8, bbox=dict(facecolor='white', alpha=0.7, edgecolor='none', pad=1))
     axes.set_yticks([])
 
 

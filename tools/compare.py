@@ -53,6 +53,10 @@ class Run(NamedTuple):
     seed: int
 
 
+class RunFailed(RuntimeError):
+    """A training that did not come to its end, with its command and what it said."""
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,19 +105,20 @@ def train(command: list[str], work_dir: Path) -> dict[str, float]:
     finished = work_dir / 'finished.json'
     if not finished.exists():
         work_dir.mkdir(parents=True, exist_ok=True)
-        console, arguments = work_dir / 'console.txt', sys.argv
-        with console.open('w') as file, redirect_stdout(file), redirect_stderr(file):
+        arguments = sys.argv
+        with open(work_dir / 'console.txt', 'w') as console, redirect_stdout(console), redirect_stderr(console):
             sys.argv = command
             try:
                 runpy.run_path(command[0], run_name='__main__')
-            except SystemExit as refusal:
-                raise RuntimeError(f'{" ".join(command)} stopped: {refusal}') from None
-            except Exception:
-                traceback.print_exc()
-                raise RuntimeError(f'{" ".join(command)} failed, see {console}:\n{traceback.format_exc()}') from None
+            except (Exception, SystemExit) as error:
+                reason = error if isinstance(error, SystemExit) else traceback.format_exc()
+                raise RunFailed(f'{" ".join(command)}\nstopped: {reason}') from None
             finally:
                 sys.argv = arguments
-        finished.write_text(json.dumps(list(read_log(work_dir).validation.values())[-1]))
+        results = list(read_log(work_dir).validation.values())
+        if not results:
+            raise RunFailed(f'{" ".join(command)}\nended without a validation, so there is nothing to compare.')
+        finished.write_text(json.dumps(results[-1]))
     return json.loads(finished.read_text())
 
 
@@ -176,7 +181,10 @@ def main() -> None:
     """Run everything and print the table."""
     arguments = parse_arguments()
     with one_paragraph_errors():
-        key, variants, metrics = run_all(arguments)
+        try:
+            key, variants, metrics = run_all(arguments)
+        except RunFailed as error:
+            sys.exit(f'error: {error}')
     results = {run: main_metric(values)[1] for run, values in metrics.items()}
     unit, _ = main_metric(next(iter(metrics.values())))
     print(f'\n{unit} of {arguments.seeds} seeds: mean ± 95 % interval of the mean (least to most)')

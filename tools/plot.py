@@ -17,6 +17,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from mmengine.config import DictAction
 from mmengine.device import get_device
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
@@ -102,6 +103,7 @@ def before_and_after(arguments: argparse.Namespace) -> tuple[list[pictures.TapFe
     """Return the features of a training batch with a student as its config initialises it, and as in the checkpoint."""
     cfg = read_config(arguments.config, arguments.cfg_options)
     student_only(cfg)  # refuses what is no distillation
+    MMLogger.get_instance('plot', log_level='WARNING')  # else every weight's initialisation is told
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     seed = set_random_seed(cfg.get('randomness', {}).get('seed'))
     model = build(cfg.model, 'model').to(get_device())

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from overhaul.exact_resume import numbered_loader
+from overhaul.progress import progress
 
 
 def bare_model(runner: Runner) -> nn.Module:
@@ -45,7 +46,7 @@ def validate(runner: Runner, model: nn.Module) -> dict[str, float]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     with torch.no_grad():
-        for batch in loop.dataloader:
+        for batch in progress(loop.dataloader, 'Validation'):
             loop.evaluator.process(data_samples=model.val_step(batch), data_batch=batch)
     for module, training in modes.items():
         module.training = training

@@ -22,12 +22,17 @@ class SummaryHook(Hook):
 
     Args:
         validate_teacher: Whether to run the validation data through the teacher before training. Default: True.
+
+    Attributes:
+        teacher_metrics, strength: What was measured before training, ``None`` where nothing was.
     """
 
     priority = 'LOW'
 
     def __init__(self, validate_teacher: bool = True) -> None:
         self.validate_teacher = validate_teacher
+        self.teacher_metrics: dict[str, float] | None = None
+        self.strength: Strength | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Log the models and the taps, and validate the teacher."""
@@ -37,10 +42,11 @@ class SummaryHook(Hook):
             return
         runner.logger.info(describe(model))
         if self.validate_teacher and runner.val_loop is not None:
-            runner.logger.info(f'Teacher: {headline(validate(runner, model.teacher))}')
+            self.teacher_metrics = validate(runner, model.teacher)
+            runner.logger.info(f'Teacher: {headline(self.teacher_metrics)}')
         with training_batches(runner, 1) as batches:
-            strength = measure(model, next(batches), runner.optim_wrapper.optim_context(runner.model))
-        runner.logger.info(describe_strength(strength))
+            self.strength = measure(model, next(batches), runner.optim_wrapper.optim_context(runner.model))
+        runner.logger.info(describe_strength(self.strength))
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Remember the student's result, in the checkpoint too."""
