@@ -59,7 +59,8 @@ class OverhaulDistiller(BaseModel):
         teacher_dropout: Whether the dropout of the teacher is live, as it is in the official segmentation code. The
             features of the teacher are noisy then.
         match_sizes: Whether to bring the teacher's feature to the height and width of the student's where they differ,
-            by averaging if it is larger and bilinearly if it is smaller. Otherwise that is an error.
+            by averaging if it is larger and bilinearly if it is smaller. Otherwise that is an error. ``taps='auto'``
+            then also pairs stages of nearly equal size.
         input_size: Height and width of the blank image of the dry run that finds channels and sizes.
         data_preprocessor: As in mmpretrain and mmseg, where a config gives it beside the model. Goes to the student
             and, where its config has none, to the teacher.
@@ -102,7 +103,7 @@ class OverhaulDistiller(BaseModel):
         self.renormalize = _renormalize(self.student, self.teacher)
 
         if taps == 'auto':
-            taps = auto_taps(self.teacher, self.student, input_size)
+            taps = auto_taps(self.teacher, self.student, input_size, match_sizes)
         self.teacher_taps = Taps(self.teacher, [tap['teacher'] for tap in taps], 'teacher')
         self.student_taps = Taps(self.student, [tap['student'] for tap in taps], 'student')
         self.teacher_taps.dry_run(self.teacher, input_size, stop_after_last=True)

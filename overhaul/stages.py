@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,10 +20,12 @@ _ACTIVATIONS = {
     'GELUTanh', 'QuickGELU', 'Hardswish', 'HSwish', 'HardSwish', 'HardswishMe', 'Clip'}
 _MOST_STAGES = 4
 
-# Networks of the paper for which no rule gives its taps, and which are not ours to write them into.
+# Parts of the paper's networks for which no rule gives its taps, and which are not ours to write them into.
 _PAPER_TAPS = {
     'mmseg.models.backbones.mobilenet_v2.MobileNetV2':
         ('layer3.0.conv.0.bn', 'layer4.0.conv.0.bn', 'layer6.0.conv.0.bn', 'layer7.0.conv.2.bn'),
+    'mmseg.models.decode_heads.sep_aspp_head.DepthwiseSeparableASPPHead':
+        {'bottleneck.activate:input': 1, 'sep_bottleneck.1.pointwise_conv.activate:input': 1 / 16},
 }
 
 
@@ -57,8 +60,7 @@ def find_stages(model: nn.Module, input_size: tuple[int, int]) -> list[Stage]:
     """
     trace = _Trace(model, input_size)
     backbone = model.backbone
-    named = getattr(backbone, 'stage_taps', None) or _PAPER_TAPS.get(
-        f'{type(backbone).__module__}.{type(backbone).__qualname__}')
+    named = _paper_taps(backbone)
     if named:
         outputs = {path: trace.last[f'backbone.{path}'].outputs[0] for path in named}
         return [Stage(f'backbone.{path}', output.channels, output.size) for path, output in outputs.items()]
@@ -76,42 +78,45 @@ def find_stages(model: nn.Module, input_size: tuple[int, int]) -> list[Stage]:
     return stages
 
 
-def pair_stages(teacher: Sequence[Stage], student: Sequence[Stage]) -> list[dict]:
+def pair_stages(teacher: Sequence[Stage], student: Sequence[Stage], match_sizes: bool = False) -> list[dict]:
     """Return ``taps``, as a config would have them, that pair stages of equal size, deepest first where several match.
 
-    The weights are the paper's: 1 for the deepest pair, and half as much for each pair before.
+    With ``match_sizes``, sizes are equal whose areas differ by less than a factor of two. The weights are the paper's:
+    1 for the deepest pair, and half as much for each pair before.
 
     Raises:
         ValueError: If no stages have the same size.
     """
+    factor = 2 if match_sizes else 1
     pairs: list[tuple[Stage, Stage]] = []
     left = list(student)
     for teacher_stage in reversed(teacher):
-        match = next((stage for stage in reversed(left) if stage.size == teacher_stage.size), None)
+        match = next((stage for stage in reversed(left) if _alike(stage.size, teacher_stage.size, factor)), None)
         if match is not None:
             left = left[:left.index(match)]
             pairs.insert(0, (teacher_stage, match))
     if not pairs:
         raise ValueError(
             f'taps="auto" found no stages of equal size. Teacher: {_sizes(teacher)}. Student: {_sizes(student)}. '
-            'Choose models of the same strides, or name the taps.')
+            'Choose models of the same strides, let match_sizes=True pair sizes that are near, or name the taps.')
     return [
         dict(teacher=teacher_stage.path, student=student_stage.path, loss_weight=0.5**(len(pairs) - 1 - i))
         for i, (teacher_stage, student_stage) in enumerate(pairs)]
 
 
 def head_taps(teacher: nn.Module, student: nn.Module) -> list[dict]:
-    """Return the taps of the decode heads, where both name them as ``stage_taps`` with a weight each."""
-    taps, theirs = (getattr(getattr(model, 'decode_head', None), 'stage_taps', {}) for model in (teacher, student))
+    """Return the taps of the decode heads, where both are those of the paper, or name ``stage_taps`` with weights."""
+    taps, theirs = (_paper_taps(getattr(model, 'decode_head', None)) or {} for model in (teacher, student))
     return [
         dict(teacher=f'decode_head.{path}', student=f'decode_head.{path}', loss_weight=weight)
         for path, weight in taps.items() if path in theirs]
 
 
-def auto_taps(teacher: nn.Module, student: nn.Module, input_size: tuple[int, int]) -> list[dict]:
+def auto_taps(
+        teacher: nn.Module, student: nn.Module, input_size: tuple[int, int], match_sizes: bool = False) -> list[dict]:
     """Return the ``taps`` that stand for ``'auto'``: see :func:`find_stages` and :func:`pair_stages`."""
     stages = (find_stages(model, input_size) for model in (teacher, student))
-    return pair_stages(*stages) + head_taps(teacher, student)
+    return pair_stages(*stages, match_sizes) + head_taps(teacher, student)
 
 
 class _Output(NamedTuple):
@@ -146,13 +151,15 @@ class _Call:
 
     @property
     def is_block(self) -> bool:
-        """Return whether its module is more than a list of blocks."""
-        return not isinstance(self.module, nn.Sequential) or not any(
-            list(part.parameters()) for child in self.module for part in child.children())
+        """Return whether its module is more than a list of blocks, which some stages are that end with downsampling."""
+        lists = [self.module] if type(self.module).forward is nn.Sequential.forward else [
+            child for child in self.module.children() if isinstance(child, nn.ModuleList)]
+        return not any(list(part.parameters()) for blocks in lists for block in blocks for part in block.children())
 
     def lowers(self, size: tuple[int, int]) -> bool:
         """Return whether it is a block that takes a feature map of that size to a lower resolution."""
-        return self.input_size == size and self.is_block and any(output.size < size for output in self.outputs)
+        return (self.input_size == size and self.is_block and bool(self.outputs)
+                and all(output.size < size for output in self.outputs))
 
     def beside(self, size: tuple[int, int]) -> bool:
         """Return whether it goes to that size only inside, as squeeze and excitation and pyramid pooling do."""
@@ -177,14 +184,15 @@ class _Trace:
         self._running: list[_Call] = []
         hooks = []
         for path, module in model.named_modules():
-            if path.startswith('backbone.'):
+            if path.startswith('backbone.') and not isinstance(module, nn.Identity):
                 hooks.append(module.register_forward_pre_hook(partial(self._begin, path)))
                 hooks.append(module.register_forward_hook(self._end))
         blank_pass(model, input_size, hooks, torch.randn)
 
     def _begin(self, path: str, module: nn.Module, inputs: tuple) -> None:
-        feature = getattr(inputs[0], '_feature', None) if inputs else None
-        call = _Call(path, module, tuple(self._running), self._size(inputs[0]) if feature else None)
+        entering = inputs[0] if inputs else None
+        call = _Call(path, module, tuple(self._running), self._size(entering))
+        feature = getattr(entering, '_feature', None)
         if feature and isinstance(module, _BatchNorm):
             feature.batch_norm = feature.batch_norm or call
         self._running.append(call)
@@ -206,9 +214,9 @@ class _Trace:
         self.last[call.path] = call
 
     def _size(self, output: object) -> tuple[int, int] | None:
-        """Return height and width of a feature map, None if ``output`` is none or has another aspect than the image."""
+        """Return height and width of a feature map; None for the image, for windows of a map, for what is no map."""
         feature_map = as_map(output)
-        if feature_map is None:
+        if feature_map is None or len(feature_map) > 1 or feature_map.shape[1] == 3:
             return None
         (height, width), (image_height, image_width) = feature_map.shape[2:], self._input_size
         deviation = abs(height * image_width - width * image_height)
@@ -216,7 +224,9 @@ class _Trace:
 
     def last_of_each_resolution(self) -> Iterator[tuple[_Call, _Output]]:
         """Yield the last call at each resolution that is outside the block that lowers it, with its feature map."""
-        for size in sorted({output.size for call in self.calls for output in call.outputs}, reverse=True):
+        # What is pooled over the whole image is no feature map.
+        sizes = {output.size for call in self.calls for output in call.outputs} - {(1, 1)}
+        for size in sorted(sizes, reverse=True):
             calls = [
                 call for call in self.calls
                 if call.gives(size) and not any(outer.lowers(size) or outer.beside(size)
@@ -245,6 +255,15 @@ class _Trace:
         alike = [norm for norm in norms if norm.outputs[0].channels == output.channels]
         norm = (alike or norms)[-1]
         return Stage(norm.path, norm.outputs[0].channels, output.size)
+
+
+def _paper_taps(part: nn.Module | None) -> Sequence[str] | dict[str, float] | None:
+    """Return the taps that the class of a backbone or head names, or that are known for it."""
+    return getattr(part, 'stage_taps', None) or _PAPER_TAPS.get(f'{type(part).__module__}.{type(part).__qualname__}')
+
+
+def _alike(size: tuple[int, int], other: tuple[int, int], factor: int) -> bool:
+    return size == other or max(math.prod(size), math.prod(other)) < factor * min(math.prod(size), math.prod(other))
 
 
 def _sizes(stages: Sequence[Stage]) -> str:
