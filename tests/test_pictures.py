@@ -1,0 +1,138 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from small_models import TAPS, batch, build_distiller
+
+from overhaul.losses import partial_l2
+from overhaul.pictures import (
+    Curve,
+    draw_budget,
+    draw_curves,
+    draw_features,
+    draw_pre_activations,
+    draw_tap_losses,
+    read_features,
+    to_array,
+)
+
+
+def data(seed=0, size=4):
+    images, samples = batch(seed=seed, size=size)
+    return dict(inputs=list(images), data_samples=samples)
+
+
+@pytest.fixture(scope='module')
+def model():
+    return build_distiller(teacher_batch_norm='running')
+
+
+@pytest.fixture(scope='module')
+def features(model):
+    return read_features(model, data())
+
+
+def test_features_are_those_of_the_losses(model, features):
+    losses = model(**model.data_preprocessor(data(), True), mode='loss')
+    for tap, feature in zip(TAPS, features):
+        assert feature.name == tap['student']
+        loss = tap['loss_weight'] * model.distill_loss.loss_weight * partial_l2(feature.student, feature.teacher)
+        assert loss.item() == pytest.approx(losses[f'distill.loss_{feature.name.removeprefix("backbone.")}'].item())
+        assert feature.raw.min() < feature.margin.min()
+        assert feature.teacher.equal(torch.maximum(feature.raw, feature.margin[:, None, None]))
+
+
+def test_reading_leaves_the_model_as_it_was_and_keeps_no_hook(model):
+    before = copy.deepcopy(model.state_dict())
+    read_features(model, data(size=40))
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    assert not model.distill_loss._forward_pre_hooks
+    assert not any(margin._forward_pre_hooks for margin in model.margins)
+
+
+def test_no_more_images_than_a_picture_needs(model):
+    feature = read_features(model, data(size=40))[0]
+    assert {len(maps) for maps in (feature.raw, feature.teacher, feature.student)} == {32}
+    assert feature.of_image(1).student.equal(feature.student[1:2])
+
+
+@pytest.mark.parametrize('margin', [dict(source='none'), dict(type='Identity')])
+def test_teacher_transforms_without_a_margin(margin):
+    from overhaul.registry import MODELS
+
+    @MODELS.register_module(name='Identity', force=True)
+    class Identity(torch.nn.Module):
+        def __init__(self, channels, norm):
+            super().__init__()
+
+        def forward(self, feature):
+            return feature
+
+    features = read_features(build_distiller(margin=margin), data())
+    assert all(feature.margin is None and feature.teacher.equal(feature.raw) for feature in features)
+    labels = [line.get_label() for line in draw_pre_activations(features).axes[0].lines]
+    assert labels == ["mean of the teacher's negative responses"]
+
+
+def test_curves_show_each_run_and_the_teacher():
+    curves = [Curve('alone', {50: 20.0, 100: 10.0}, {10: 1.0, 20: 0.5}), Curve('distilled', {50: 9.0}, {10: 1.5})]
+    left, right = draw_curves(curves, '% error', 'iteration', teacher=0.5).axes
+    assert [line.get_label() for line in left.lines] == ['alone', 'distilled', 'teacher, 0.5']
+    assert left.lines[0].get_xydata().tolist() == [[50, 20], [100, 10]]
+    assert list(left.lines[2].get_ydata()) == [0.5, 0.5]
+    assert right.lines[0].get_xydata().tolist() == [[10, 1], [20, 0.5]]
+    assert (left.get_xlabel(), left.get_ylabel()) == ('iteration', 'validation, % error')
+
+
+def test_losses_by_tap_stand_beside_the_task():
+    (axes, ) = draw_tap_losses({'bn1': {5: 3.0, 10: 2.0}}, {5: 1.0, 10: 0.5}).axes
+    assert {line.get_label(): list(line.get_ydata()) for line in axes.lines} == {'bn1': [3, 2], 'task': [1, 0.5]}
+
+
+def test_a_budget_shows_every_run_the_mean_and_its_interval():
+    results = {'alone': {'1': [8.0, 10.0, 12.0], 'None': [2.0, 2.5, 3.0]},
+               'distilled': {'1': [4.0, 5.0, 6.0], 'None': [1.0, 1.1, 1.2]}}
+    (axes, ) = draw_budget(results, '% error', 'labels', teacher=0.5).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ['1', 'all']
+    (line, caps, (bars, )) = axes.containers[0]
+    assert list(line.get_ydata()) == [10, 2.5]
+    low, high = bars.get_segments()[0][:, 1]
+    half_width = 4.30265 * 2 / np.sqrt(3)  # t of 2 degrees of freedom at 97.5 %
+    assert (low, high) == pytest.approx((10 - half_width, 10 + half_width), rel=1e-4)
+    dots = sorted(value for line in axes.lines if line.get_marker() == '.' for value in line.get_ydata())
+    assert dots == sorted(value for side in results.values() for sample in side.values() for value in sample)
+    assert axes.get_legend().get_title().get_text() == 'mean and its 95 % interval, 3 seeds'
+
+
+def test_features_are_drawn_as_they_are(features):
+    other = [feature._replace(student=feature.teacher) for feature in features]  # that has learnt everything
+    figure = draw_features(features, other, channels=2)
+    first, row = features[0], figure.axes[:5]
+    channel = first.teacher[0].flatten(1).std(1).argmax()
+    teacher, student = first.teacher[0, channel].numpy(), first.student[0, channel].numpy()
+    shown = [axes.images[0].get_array() for axes in row]
+    for picture, expected in zip(shown, [teacher, student, student - teacher, teacher, 0 * teacher]):
+        assert np.allclose(picture, expected)
+    assert len({axes.images[0].get_clim() for axes in row}) == 1
+    assert row[0].get_ylabel() == f'{first.name}\nchannel {channel}'
+    assert row[2].get_xlabel() == f'rms {np.sqrt(((student - teacher)**2).mean()):.2f}'
+    assert row[4].get_xlabel() == 'rms 0.00'
+    assert len([axes for axes in figure.axes if axes.get_label() != '<colorbar>']) == 3 * 2 * 5
+
+
+def test_the_margin_is_drawn_into_the_histogram(features):
+    figure = draw_pre_activations(features, channels=3)
+    axes = figure.axes[1]
+    shares = (features[0].raw < 0).float().mean((0, 2, 3))
+    channel = shares.argsort()[len(shares) // 2]
+    assert axes.get_title() == f'{features[0].name}, channel {channel}'
+    lines = {line.get_label(): line.get_xdata()[0] for line in axes.lines}
+    assert lines['margin'] == pytest.approx(features[0].margin[channel].item())
+    raw = features[0].raw[:, channel]
+    assert lines["mean of the teacher's negative responses"] == pytest.approx(raw[raw < 0].mean().item(), rel=1e-5)
+
+
+def test_a_picture_is_rgb():
+    image = to_array(draw_tap_losses({}, {1: 1.0}), dpi=50)
+    assert image.shape == (200, 350, 3) and image.dtype == np.uint8 and image[0, 0].tolist() == [255, 255, 255]
