@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from overhaul.statistics import interval
 # The colours of the Okabe-Ito palette, which people of any colour vision tell apart.
 TEACHER, STUDENT, ALONE = '#000000', '#0072B2', '#D55E00'
 COLOURS = (STUDENT, ALONE, '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#F0E442')
+
+if TYPE_CHECKING:
+    from mmseg.structures import SegDataSample
 
 _IMAGES = 32  # more would not make a picture better, and fill the memory
 
@@ -225,6 +228,42 @@ def _histogram(axes: Axes, tap: TapFeatures, channel: int) -> None:
         axes.text(margin, 0.95, f'{margin:.2f} ', transform=axes.get_xaxis_transform(), ha='right', va='top',
                   color=ALONE, fontsize=8, bbox=dict(facecolor='white', alpha=0.7, edgecolor='none', pad=1))
     axes.set_yticks([])
+
+
+def draw_predictions(
+        images: Sequence[np.ndarray], samples: Mapping[str, Sequence[SegDataSample]], metainfo: Mapping) -> Figure:
+    """Draw images, their truth and predictions of several models side by side, a row per image.
+
+    Args:
+        images: In uint8, each (H, W, 3), RGB.
+        samples: By model, one sample per image with truth and prediction.
+        metainfo: That of the dataset, with ``classes`` and ``palette``.
+
+    Raises:
+        ValueError: If the dataset has no palette, as those of classification have none.
+    """
+    from mmseg.visualization import SegLocalVisualizer  # here, where only users of mmseg come
+
+    if 'palette' not in metainfo:
+        raise ValueError('Predictions are drawn of a segmentation, and this dataset has no palette, so it is none.')
+    visualizer = SegLocalVisualizer(alpha=1)
+    visualizer.dataset_meta = metainfo
+
+    def draw(image: np.ndarray, sample: SegDataSample, **what: bool) -> np.ndarray:
+        visualizer.add_datasample('', image, sample, with_labels=False, **what)
+        return visualizer.get_image()
+
+    truth = [draw(image, sample, draw_pred=False) for image, sample in zip(images, next(iter(samples.values())))]
+    columns = {'image': images, 'truth': truth}
+    for name, predicted in samples.items():
+        columns[name] = [draw(image, sample, draw_gt=False) for image, sample in zip(images, predicted)]
+    figure = Figure((1.5 * len(columns), 1.5 * len(images) + 0.3), layout='constrained')
+    for axes, (name, column) in zip(figure.subplots(len(images), len(columns), squeeze=False).T, columns.items()):
+        axes[0].set_title(name)
+        for row, image in zip(axes, column):
+            row.imshow(image)
+            row.axis('off')
+    return figure
 
 
 def to_array(figure: Figure, dpi: int = 100) -> np.ndarray:

@@ -12,6 +12,7 @@ from overhaul.pictures import (
     draw_curves,
     draw_features,
     draw_pre_activations,
+    draw_predictions,
     draw_tap_losses,
     read_features,
     to_array,
@@ -131,6 +132,25 @@ def test_the_margin_is_drawn_into_the_histogram(features):
     assert lines['margin'] == pytest.approx(features[0].margin[channel].item())
     raw = features[0].raw[:, channel]
     assert lines["mean of the teacher's negative responses"] == pytest.approx(raw[raw < 0].mean().item(), rel=1e-5)
+
+
+def test_predictions_stand_beside_image_and_truth_in_the_colours_of_the_dataset():
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+    rng = np.random.default_rng(0)
+    images = list(rng.integers(256, size=(2, 5, 7, 3), dtype=np.uint8))
+    masks = torch.from_numpy(rng.integers(3, size=(3, 2, 1, 5, 7)))  # truth, and two predictions of two images
+    samples = {name: [
+        SegDataSample(gt_sem_seg=PixelData(data=truth), pred_sem_seg=PixelData(data=predicted))
+        for truth, predicted in zip(masks[0], masks[index])] for index, name in enumerate(['alone', 'distilled'], 1)}
+    palette = np.array([[0, 0, 0], [255, 0, 9], [1, 2, 3]])
+    figure = draw_predictions(images, samples, dict(classes=('a', 'b', 'c'), palette=palette.tolist()))
+    assert [axes.get_title() for axes in figure.axes[:4]] == ['image', 'truth', 'alone', 'distilled']
+    for row, image, truth, *predicted in zip((figure.axes[:4], figure.axes[4:]), images, *masks[:, :, 0]):
+        panels = [axes.images[0].get_array() for axes in row]
+        np.testing.assert_array_equal(panels, [image, *palette[torch.stack([truth, *predicted])]])
+    with pytest.raises(ValueError, match='no palette'):
+        draw_predictions(images, samples, dict(classes=('a', 'b', 'c')))
 
 
 def test_a_picture_is_rgb():

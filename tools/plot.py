@@ -5,6 +5,7 @@
     python tools/plot.py budget docs/results/label_budget.csv --teacher 0.44
     python tools/plot.py features CONFIG CHECKPOINT
     python tools/plot.py margins CONFIG CHECKPOINT
+    python tools/plot.py predictions CONFIG alone=CHECKPOINT distilled=CHECKPOINT
 
 Each draws one PNG, by default called like the command.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 from mmengine.config import DictAction
 from mmengine.device import get_device
@@ -22,7 +24,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
 from overhaul import pictures
-from overhaul.checkpoints import load_distiller
+from overhaul.checkpoints import load_distiller, load_weights
 from overhaul.errors import one_paragraph_errors
 from overhaul.logs import read_log, read_results
 from overhaul.registry import build
@@ -56,11 +58,17 @@ def parse_arguments() -> argparse.Namespace:
         model.add_argument('checkpoint', help='iter_*.pth or epoch_*.pth of the distillation')
         model.add_argument('--channels', type=int, default=2 if draw is features else 3, help='how many of each tap')
         model.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    segmented = command(predictions, 'Draw what students of a segmentation predict, beside test images and the truth.')
+    segmented.add_argument('config')
+    segmented.add_argument('checkpoints', nargs='+', metavar='NAME=CHECKPOINT', help='title of a column, weights')
+    segmented.add_argument('--images', type=int, default=5, help='the first so many of the test data; default: 5')
     arguments = parser.parse_args()
     if arguments.out.suffix != '.png':
         parser.error(f'--out {arguments.out} is to end in .png')
     if getattr(arguments, 'names', None) and len(arguments.names) != len(arguments.work_dir):
         parser.error('give as many --names as work directories')
+    if not all('=' in checkpoint for checkpoint in getattr(arguments, 'checkpoints', [])):
+        parser.error('give each checkpoint as NAME=CHECKPOINT')
     return arguments
 
 
@@ -97,6 +105,26 @@ def margins(arguments: argparse.Namespace) -> Figure:
     """Return the histograms at the taps."""
     _, after = before_and_after(arguments)
     return pictures.draw_pre_activations(after, arguments.channels)
+
+
+@torch.no_grad()
+def predictions(arguments: argparse.Namespace) -> Figure:
+    """Return the first images of the test data, their truth, and what the students of the checkpoints predict."""
+    cfg = read_config(arguments.config)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    cfg.test_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
+    cfg.test_dataloader.dataset.indices = arguments.images
+    loader = Runner.build_dataloader(cfg.test_dataloader)
+    cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    samples = {}
+    for name, checkpoint in (argument.split('=', 1) for argument in arguments.checkpoints):
+        model = build(student_only(cfg), 'student').eval()
+        load_weights(model, checkpoint)
+        samples[name] = [model.test_step(batch)[0] for batch in loader]
+    images = [batch['inputs'][0].permute(1, 2, 0).numpy() for batch in loader]
+    if cfg.data_preprocessor.get('bgr_to_rgb'):
+        images = [image[..., ::-1] for image in images]
+    return pictures.draw_predictions(images, samples, loader.dataset.metainfo)
 
 
 def before_and_after(arguments: argparse.Namespace) -> tuple[list[pictures.TapFeatures], list[pictures.TapFeatures]]:
