@@ -13,6 +13,7 @@ from mmengine.structures import PixelData
 from torch.utils.data import Dataset
 
 from overhaul.registry import DATASETS, HOOKS
+from overhaul.settings import model_of
 
 _STEPS = 2
 
@@ -23,6 +24,8 @@ def prepare(cfg: Config) -> None:
     Images have the size of ``model.input_size``, batches the size that the config says.
     """
     size = tuple(cfg.model.get('input_size', (224, 224)))
+    for part in cfg.model.keys() & {'teacher', 'student'}:
+        cfg.model[part] = ConfigDict(model_of(cfg.model[part]))
     student = cfg.model.get('student', cfg.model)
     segmentation = 'decode_head' in student
     num_classes = student['decode_head' if segmentation else 'head']['num_classes']
@@ -40,8 +43,11 @@ def prepare(cfg: Config) -> None:
     by_epoch = cfg.train_cfg.get('by_epoch', cfg.train_cfg.get('type') == 'EpochBasedTrainLoop')
     cfg.train_cfg.update(dict(max_epochs=1, val_interval=1) if by_epoch else
                          dict(max_iters=_STEPS, val_interval=_STEPS))
-    cfg.default_hooks.update(checkpoint=None, logger=dict(type='LoggerHook', interval=1))
+    cfg.default_hooks.update(checkpoint=None, health=None, logger=dict(type='LoggerHook', interval=1))
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='overhaul.DryRunHook')]
+    for hook in (*cfg.default_hooks.values(), *cfg.custom_hooks):
+        if hook and hook['type'] == 'overhaul.CalibrateHook':
+            hook['batches'] = _STEPS
 
 
 def without_downloads(model: dict | list) -> None:
