@@ -64,8 +64,6 @@ class Tap:
         self.module = module
         # Bound methods, because a deep copy of the model (as EMA makes one) then copies the tap along.
         if self._side == 'input':
-            if getattr(module, 'inplace', False):
-                module.inplace = False  # same values, and the tap is not overwritten
             module.register_forward_pre_hook(self._record_input, with_kwargs=True)
         else:
             module.register_forward_hook(self._record_output)

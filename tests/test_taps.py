@@ -154,10 +154,18 @@ def test_gradient_reaches_the_weights_before_the_tap_and_only_those(path):
     assert before == {'conv1': 1, 'bn1': 2, 'layer1': 12, 'layer2': 15 - (0 if path.endswith('bn2') else 3)}
 
 
-def test_a_relu_that_is_tapped_at_its_input_works_out_of_place_and_no_other():
-    model = build_model(resnet()).train()
-    taps_of(model, 'backbone.layer1.1.relu:input')
-    assert [block.relu.inplace for block in model.backbone.layer1] == [True, False]
+def test_a_model_that_builds_on_a_change_in_place_gives_what_it_gave():
+    """As in an Xception whose blocks begin with a ReLU: the side branch takes what that has made of the input."""
+    class Block(Plain):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            return self.conv(self.relu(inputs)) + inputs
+
+    model, image = Block(relu=nn.ReLU(inplace=True), conv=nn.Conv2d(3, 3, 1)), images()
+    expected = model(image.clone())
+    taps = taps_of(model, 'relu:input')
+    taps.start()
+    assert torch.equal(model(image.clone()), expected)
+    assert torch.equal(taps.take()[0], image) and model.relu.inplace
 
 
 @pytest.mark.parametrize(('path', 'message'), [
