@@ -9,16 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from kills import ITERATIONS, ROOT, finish, killed, same_end
+from kills import ROOT, digits, finish, killed, same_end, voc
+from mmengine.hooks import CheckpointHook
+from small_models import batch, build_distiller, runner, sgd
 
 from overhaul.checkpoints import latest_checkpoint, read_checkpoint
 
-# Epochs, workers that stay, dropout-like randomness in the forward pass, and the phases of the VOC recipe.
+# Epochs, workers that stay, dropout-like randomness in the forward pass, what is set from data, and the phases of the
+# VOC recipe.
 BY_EPOCH = """
 _base_ = '{base}'
 train_dataloader = dict(num_workers={workers}, persistent_workers={workers} > 0, dataset=dict(labels_per_class=20),
                         sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
-model = dict(student=dict(train_cfg=dict(augments=dict(type='Mixup', alpha=0.8))))
+model = dict(student=dict(train_cfg=dict(augments=dict(type='Mixup', alpha=0.8))),
+             margin=dict(source='data'), distill_loss=dict(loss_weight='auto'))
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(connectors=dict(lr_mult=10))))
 custom_hooks = [dict(type='overhaul.ConnectorsFirstHook', epochs=2)]
 train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=4, val_interval=2)
@@ -47,11 +51,12 @@ def whole(tmp_path_factory):
     return folder / 'work'
 
 
-def test_killed_trainings_end_as_one_that_was_not(tmp_path):
-    digits = ROOT / 'configs/digits_wrn16_2_wrn10_1.py'
-    end, found = killed(digits, tmp_path / 'killed', kills=1, draw=random.Random(1))
-    assert 0 < found[0].iteration <= ITERATIONS
-    assert same_end(finish(digits, tmp_path / 'undisturbed', resume=False), end)
+@pytest.mark.parametrize(('make', 'while_writing'), [(digits, True), (voc, False)])
+def test_killed_trainings_end_as_one_that_was_not(tmp_path, make, while_writing):
+    training = make(tmp_path)
+    end, (found, ) = killed(training, tmp_path / 'killed', [while_writing], random.Random(0))
+    assert found.iteration > 0 and found.pointed and not found.lost and not found.damaged
+    assert same_end(finish(training, tmp_path / 'undisturbed', resume=False), end)
 
 
 @pytest.mark.parametrize(('epoch', 'workers'), [(1, 2), (2, 0), (3, 1), (4, 2)], ids=[
@@ -100,25 +105,54 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_named(whole, tmp_p
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs a device that is always full')
-def test_full_disk_is_told_and_leaves_the_checkpoints_before(whole, tmp_path):
+@pytest.mark.parametrize(('full', 'latest'), [('epoch_3.pth.part', 2), ('last_checkpoint.part', 3)])
+def test_full_disk_is_told_and_leaves_what_was_there_before(whole, tmp_path, full, latest):
+    def resume(number):
+        train(config(tmp_path, 0), '--work-dir', work, '--resume', '--cfg-options',
+              f'experiment_name={tmp_path}{number}', 'default_hooks.checkpoint.max_keep_ckpts=1')
+
     work = tmp_path / 'work'
     work.mkdir()
     shutil.copy(whole / 'epoch_2.pth', work)
+    (work / 'last_checkpoint').write_text(str(work / 'epoch_2.pth'))
     before = (work / 'epoch_2.pth').read_bytes()
-    os.symlink('/dev/full', work / 'epoch_3.pth.part')
+    os.symlink('/dev/full', work / full)
     with pytest.raises(SystemExit) as exit_:
-        train(config(tmp_path, 0), '--work-dir', work, '--resume', '--cfg-options', f'experiment_name={tmp_path}')
+        resume(1)
     assert exit_.value.code.startswith('error: No space left on device')
     assert 'go on with --resume' in exit_.value.code
-    assert (work / 'epoch_2.pth').read_bytes() == before and not (work / 'epoch_3.pth').exists()
-    assert latest_checkpoint(work) == str(work / 'epoch_2.pth')
-    train(config(tmp_path, 0), '--work-dir', work, '--resume', '--cfg-options', f'experiment_name={tmp_path}2')
+    # Although one is to be kept: only when the next one is there and pointed to.
+    assert (work / 'epoch_2.pth').read_bytes() == before
+    assert (work / 'last_checkpoint').read_text() == str(work / 'epoch_2.pth')
+    assert latest_checkpoint(work) == str(work / f'epoch_{latest}.pth')
+    resume(2)
+    assert (work / 'last_checkpoint').read_text() == str(work / 'epoch_4.pth')
     assert same_end(read_checkpoint(str(whole / 'epoch_4.pth')), read_checkpoint(str(work / 'epoch_4.pth')))
+    assert sorted(path.name for path in work.glob('epoch*')) == ['epoch_4.pth']
 
 
-def test_work_directory_that_is_a_file_is_told(tmp_path):
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs a device that is always full')
+def test_best_checkpoint_is_kept_until_there_is_a_better_one(tmp_path):
+    hook = CheckpointHook(interval=1, save_best='score', rule='greater')
+    run = runner(tmp_path, build_distiller(), [batch()], 1, sgd(), hooks=[hook])
+    run.train()
+    hook.after_val_epoch(run, dict(score=0.5))
+    assert (tmp_path / 'best_score_epoch_1.pth').is_file()
+    run.train_loop._epoch = 2
+    hook.after_val_epoch(run, dict(score=0.75))
+    assert [path.name for path in tmp_path.glob('best*')] == ['best_score_epoch_2.pth']
+
+    run.train_loop._epoch = 3
+    os.symlink('/dev/full', tmp_path / 'best_score_epoch_3.pth.part')
+    with pytest.raises(OSError, match='No space left'):
+        hook.after_val_epoch(run, dict(score=0.875))
+    assert [path.name for path in tmp_path.glob('best*')] == ['best_score_epoch_2.pth']
+
+
+def test_work_directory_that_cannot_be_written_to_is_told(tmp_path):
     cfg = config(tmp_path, 0)
-    for work_dir in (cfg, cfg / 'work'):
+    files, nobodys = [cfg, cfg / 'work'], [Path('/sys/work')] if Path('/sys').is_dir() else []
+    for work_dir in files + nobodys:
         with pytest.raises(SystemExit) as exit_:
             train(cfg, '--work-dir', work_dir, '--cfg-options', f'experiment_name={tmp_path}')
-        assert 'error: ' in exit_.value.code and str(cfg) in exit_.value.code
+        assert 'error: ' in exit_.value.code and f'at "{work_dir}' in exit_.value.code
