@@ -74,8 +74,8 @@ def load_weights(model: nn.Module, source: str) -> None:
 
     Raises:
         FileNotFoundError, ValueError: As :func:`read_checkpoint`.
-        ValueError: If file and model do not fit; names what is missing, unexpected or of another shape. The model is
-            then as it was.
+        ValueError: If file and model do not fit; names what is missing, unexpected or of another shape. Or if a weight
+            is NaN or infinite. The model is then as it was.
     """
     model = getattr(model, 'student', model)
     current = model.state_dict()
@@ -88,6 +88,11 @@ def load_weights(model: nn.Module, source: str) -> None:
             f'The checkpoint "{source}" does not fit the {type(model).__name__}: {misfit}. Nothing was loaded. Give '
             'the model in the config the architecture, depth, width and number of classes of the file, or name the '
             'file that belongs to it.')
+    wrong = [name for name, value in weights.items() if not value.isfinite().all()]
+    if wrong:
+        raise ValueError(
+            f'{len(wrong)} tensors of the checkpoint "{source}" hold NaN or infinite values ({_examples(wrong)}): the '
+            'training that it is from went wrong, or the file is damaged. Nothing was loaded. Take an earlier one.')
     model.load_state_dict({**current, **weights}, strict=True)
     print_log(f'Loaded {len(weights)} tensors of {source} into the {type(model).__name__}.', logger='current')
     if spare:

@@ -6,7 +6,8 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     average_statistics=dict(type='overhaul.AverageStatisticsHook'),
     calibrate=dict(type='overhaul.CalibrateHook'),
-    summary=dict(type='overhaul.SummaryHook'))
+    summary=dict(type='overhaul.SummaryHook'),
+    health=dict(type='overhaul.HealthHook'))
 
 env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
                dist_cfg=dict(backend='nccl'))
