@@ -233,13 +233,22 @@ def as_map(output: object) -> Tensor | None:
 def blank_pass(
         model: nn.Module, input_size: tuple[int, int], hooks: Sequence[RemovableHandle],
         fill: Callable[..., Tensor] = torch.zeros) -> None:
-    """Run ``model`` once, without gradient and in eval mode, and remove ``hooks``. It comes out as it went in."""
+    """Run ``model`` once, without gradient and in eval mode, and remove ``hooks``. It comes out as it went in.
+
+    Raises:
+        ValueError: If the model does not take an image of this size, or of three channels.
+    """
     modes = [(module, module.training) for module in model.modules()]
     parameter = next(model.parameters())
     model.eval()
     try:
         with torch.no_grad():
             model(fill(1, 3, *input_size, dtype=parameter.dtype, device=parameter.device), mode='tensor')
+    except (AssertionError, RuntimeError) as error:
+        backbone = type(getattr(model, 'backbone', model)).__name__
+        raise ValueError(
+            f'The model with the {backbone} failed on one image (3, {input_size[0]}, {input_size[1]}) of the dry run: '
+            f'{error or type(error).__name__}. If it is made for another size, give that as input_size.') from error
     finally:
         for hook in hooks:
             hook.remove()

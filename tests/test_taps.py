@@ -228,7 +228,7 @@ def test_dry_run_leaves_the_model_as_it_was(training):
 def test_dry_run_that_fails_takes_its_hooks_and_modes_back():
     model = Plain(conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(5)).train()
     taps = Taps(model, ['conv'], 'student')
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r'The model with the Plain failed on one image \(3, 16, 16\).* input_size'):
         taps.dry_run(model, (16, 16), stop_after_last=False)
     assert model.norm.training and not model.norm._forward_hooks
 
