@@ -26,6 +26,9 @@ def prepare(cfg: Config) -> None:
     size = tuple(cfg.model.get('input_size', (224, 224)))
     for part in cfg.model.keys() & {'teacher', 'student'}:
         cfg.model[part] = ConfigDict(model_of(cfg.model[part]))
+    for part in (cfg, cfg.model, cfg.model.get('student')):
+        if part and (part.get('data_preprocessor') or {}).get('size'):
+            part['data_preprocessor']['size'] = size  # what mmseg fills images up to
     student = cfg.model.get('student', cfg.model)
     segmentation = 'decode_head' in student
     num_classes = student['decode_head' if segmentation else 'head']['num_classes']
@@ -43,7 +46,8 @@ def prepare(cfg: Config) -> None:
     by_epoch = cfg.train_cfg.get('by_epoch', cfg.train_cfg.get('type') == 'EpochBasedTrainLoop')
     cfg.train_cfg.update(dict(max_epochs=1, val_interval=1) if by_epoch else
                          dict(max_iters=_STEPS, val_interval=_STEPS))
-    cfg.default_hooks.update(checkpoint=None, health=None, logger=dict(type='LoggerHook', interval=1))
+    cfg.default_hooks.update(checkpoint=None, logger=dict(type='LoggerHook', interval=1))
+    cfg.default_hooks.pop('health', None)
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='overhaul.DryRunHook')]
     for hook in (*cfg.default_hooks.values(), *cfg.custom_hooks):
         if hook and hook['type'] == 'overhaul.CalibrateHook':
