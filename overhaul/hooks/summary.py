@@ -80,8 +80,9 @@ def describe(model: OverhaulDistiller) -> str:
     rows = [('teacher tap', 'channels', 'size', 'margin from', 'student tap', 'channels', 'size', 'weight')]
     for teacher_tap, student_tap, weight in zip(model.teacher_taps, model.student_taps, model.tap_weights):
         rows.append((
-            teacher_tap.path, str(teacher_tap.channels), '{}x{}'.format(*teacher_tap.size), teacher_tap.norm_path,
-            student_tap.path, str(student_tap.channels), '{}x{}'.format(*student_tap.size), f'{weight:g}'))
+            teacher_tap.path, str(teacher_tap.channels), '{}x{}'.format(*teacher_tap.size),
+            teacher_tap.norm_path or 'data', student_tap.path, str(student_tap.channels),
+            '{}x{}'.format(*student_tap.size), f'{weight:g}'))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     table = '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
     return (f'Distillation: teacher {teacher:,} parameters, student {student:,} parameters ({student / teacher:.1%} of '

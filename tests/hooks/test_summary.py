@@ -177,3 +177,10 @@ def test_description_names_the_batch_norm_that_was_given(teacher_file):
     taps = [dict(TAPS[0], margin_norm='backbone.block2.0.bn1'), dict(TAPS[1], margin_norm='backbone.block2.0.bn2')]
     text = describe(build_distiller(teacher_checkpoint=teacher_file, taps=taps))
     assert [line.split()[3] for line in text.splitlines()[2:]] == ['backbone.block2.0.bn1', 'backbone.block2.0.bn2']
+
+
+def test_description_says_where_margins_are_from_data(teacher_file):
+    """As they are where no batch norm comes before the tap."""
+    text = describe(build_distiller(teacher_checkpoint=teacher_file, taps=[
+        dict(teacher='backbone.conv1', student='backbone.conv1')]))
+    assert text.splitlines()[-1].split()[:4] == ['backbone.conv1', '16', '16x16', 'data']
