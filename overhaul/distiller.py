@@ -167,8 +167,9 @@ class OverhaulDistiller(BaseModel):
         if 'loss' in losses:
             losses['loss_task'] = losses.pop('loss')
         student_features = self.student_taps.take()
-        for name, weight, connector, student_feature, teacher_feature in zip(
-                self.loss_names, self.tap_weights, self.connectors, student_features, teacher_features):
+        for name, weight, connector in zip(self.loss_names, self.tap_weights, self.connectors):
+            # Taken out of the lists, so that the maps of a tap are gone when the next one needs the memory.
+            student_feature, teacher_feature = student_features.pop(0), teacher_features.pop(0)
             if self.match_sizes:
                 teacher_feature = _resize(teacher_feature, student_feature.shape[2:])
             losses[name] = weight * self.distill_loss(connector(student_feature), teacher_feature)

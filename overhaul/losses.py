@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
+from torch.ops import aten
 
 from overhaul.registry import MODELS
 
@@ -14,11 +15,17 @@ class _SummedPartialL2(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor) -> Tensor:
         difference = student - teacher
-        # Stated as what is dropped, so that a NaN, which compares false with everything, stays and is seen.
-        difference.masked_fill_((student <= teacher) & (teacher <= 0), 0)
+        # Kept where the difference or the teacher is above 0. The derivative of ReLU, the only masking that is
+        # vectorised on the CPU, also keeps what is NaN, so that it is seen.
+        above = torch.maximum(difference, teacher)
+        aten.threshold_backward.grad_input(difference, above, 0, grad_input=difference)
         ctx.save_for_backward(difference)
-        # 16-bit maps: the squares overflow, and their sum over millions of elements loses its digits.
-        return difference.to(torch.promote_types(difference.dtype, torch.float32)).square().sum()
+        # 16-bit maps: the squares overflow, and their sum over millions of elements loses its digits. Summed channel by
+        # channel, because the long sum of a norm rounds more than that of a sum, which takes the squares as a map.
+        norms = torch.linalg.vector_norm(
+            difference, dim=tuple(range(2, difference.dim())),
+            dtype=torch.promote_types(difference.dtype, torch.float32))
+        return norms.square().sum()
 
     @staticmethod
     @once_differentiable
