@@ -55,7 +55,7 @@ class Log(NamedTuple):
 
 
 def read_log(work_dir: str | Path) -> Log:
-    """Read all logs in a work directory; one that was resumed, or started anew, takes the place of what it repeats.
+    """Read all logs in a work directory. One that was resumed, or started anew, takes the place of what it repeats.
 
     Raises:
         FileNotFoundError: If there is none.

@@ -119,7 +119,13 @@ def draw_curves(curves: Sequence[Curve], unit: str, step: str, teacher: float | 
 
 
 def draw_tap_losses(losses: Mapping[str, Mapping[int, float]], task_losses: Mapping[int, float]) -> Figure:
-    """Draw the distillation loss of each tap by iteration, and the task loss beside them."""
+    """Draw the distillation loss of each tap by iteration, and the task loss beside them.
+
+    Raises:
+        ValueError: If there is no tap.
+    """
+    if not losses:
+        raise ValueError('That training was of a student alone: it has no distillation loss to draw. Name another.')
     figure = Figure((7, 4), layout='constrained')
     axes = figure.subplots()
     for (tap, values), colour in zip(losses.items(), _colours(len(losses))):

@@ -154,5 +154,5 @@ def test_predictions_stand_beside_image_and_truth_in_the_colours_of_the_dataset(
 
 
 def test_a_picture_is_rgb():
-    image = to_array(draw_tap_losses({}, {1: 1.0}), dpi=50)
+    image = to_array(draw_tap_losses({'bn1': {1: 2.0}}, {1: 1.0}), dpi=50)
     assert image.shape == (200, 350, 3) and image.dtype == np.uint8 and image[0, 0].tolist() == [255, 255, 255]

@@ -53,10 +53,6 @@ class Run(NamedTuple):
     seed: int
 
 
-class RunFailed(RuntimeError):
-    """A training that did not come to its end, with its command and what it said."""
-
-
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,28 +94,29 @@ def command_of(run: Run, work_dir: Path, overrides: Sequence[str], arguments: ar
 
 
 def train(command: list[str], work_dir: Path) -> dict[str, float]:
-    """Train once, unless that is done, and return the metrics of the last validation.
+    """Train once and return the metrics of the last validation, which are then in ``finished.json`` too.
 
     It is what ``python COMMAND`` does, without loading Python's packages once more.
+
+    Raises:
+        ChildProcessError: If the training does not come to its end, or has no validation.
     """
-    finished = work_dir / 'finished.json'
-    if not finished.exists():
-        work_dir.mkdir(parents=True, exist_ok=True)
-        arguments = sys.argv
-        with open(work_dir / 'console.txt', 'w') as console, redirect_stdout(console), redirect_stderr(console):
-            sys.argv = command
-            try:
-                runpy.run_path(command[0], run_name='__main__')
-            except (Exception, SystemExit) as error:
-                reason = error if isinstance(error, SystemExit) else traceback.format_exc()
-                raise RunFailed(f'{" ".join(command)}\nstopped: {reason}') from None
-            finally:
-                sys.argv = arguments
-        results = list(read_log(work_dir).validation.values())
-        if not results:
-            raise RunFailed(f'{" ".join(command)}\nended without a validation, so there is nothing to compare.')
-        finished.write_text(json.dumps(results[-1]))
-    return json.loads(finished.read_text())
+    work_dir.mkdir(parents=True, exist_ok=True)
+    arguments = sys.argv
+    with open(work_dir / 'console.txt', 'w') as console, redirect_stdout(console), redirect_stderr(console):
+        sys.argv = command
+        try:
+            runpy.run_path(command[0], run_name='__main__')
+        except (Exception, SystemExit) as error:
+            reason = error if isinstance(error, SystemExit) else traceback.format_exc()
+            raise ChildProcessError(f'{" ".join(command)}\nstopped: {reason}') from None
+        finally:
+            sys.argv = arguments
+    results = list(read_log(work_dir).validation.values())
+    if not results:
+        raise ChildProcessError(f'{" ".join(command)}\nended without a validation, so there is nothing to compare.')
+    (work_dir / 'finished.json').write_text(json.dumps(results[-1]))
+    return results[-1]
 
 
 def table(results: Mapping[Run, float], variants: Sequence[str], sides: Sequence[str]) -> str:
@@ -154,7 +151,7 @@ def run_all(arguments: argparse.Namespace) -> tuple[str, dict[str, list[str]], d
     key, variants = variants_of(arguments)
     folder = arguments.work_dir or Path('work_dirs/compare', Path(arguments.config).stem)
     seeds_data = 'seed' in cfg.train_dataloader.dataset
-    commands = {}
+    commands, metrics = {}, {}
     for variant, overrides in variants.items():
         name = f'{key}={variant}'.replace('/', '_') if variant else 'as_configured'
         for seed in range(arguments.seeds):
@@ -162,10 +159,11 @@ def run_all(arguments: argparse.Namespace) -> tuple[str, dict[str, list[str]], d
                 run, work_dir = Run(side, variant, seed), folder / name / f'{side}_seed{seed}'
                 data = [f'train_dataloader.dataset.seed={seed}'] if seeds_data else []
                 commands[run] = command_of(run, work_dir, [*overrides, *data], arguments), work_dir
+                if (work_dir / 'finished.json').exists():
+                    metrics[run] = json.loads((work_dir / 'finished.json').read_text())
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
-    metrics = {}
-    with ProcessPoolExecutor(min(arguments.jobs, len(commands)), get_context('spawn')) as pool:
-        runs = {pool.submit(train, *command): run for run, command in commands.items()}
+    with ProcessPoolExecutor(arguments.jobs, get_context('spawn')) as pool:
+        runs = {pool.submit(train, *command): run for run, command in commands.items() if run not in metrics}
         try:
             for future in progress(as_completed(runs), 'Runs', len(runs)):
                 run = runs[future]
@@ -183,11 +181,11 @@ def main() -> None:
     with one_paragraph_errors():
         try:
             key, variants, metrics = run_all(arguments)
-        except RunFailed as error:
+        except ChildProcessError as error:
             sys.exit(f'error: {error}')
     results = {run: main_metric(values)[1] for run, values in metrics.items()}
     unit, _ = main_metric(next(iter(metrics.values())))
-    print(f'\n{unit} of {arguments.seeds} seeds: mean ± 95 % interval of the mean (least to most)')
+    print(f'{unit} of {arguments.seeds} seeds: mean ± 95 % interval of the mean (least to most)')
     print(table(results, list(variants), arguments.sides))
     if arguments.csv:
         with arguments.csv.open('w', newline='') as file:
