@@ -5,6 +5,7 @@ from small_models import TAPS, batch, build_distiller, build_model, runner, sgd,
 
 from overhaul.hooks import PictureHook
 
+pytest.importorskip('tensorboard')
 PATHS = [f'distill.loss_{tap["student"].removeprefix("backbone.")}' for tap in TAPS]
 
 
@@ -32,9 +33,9 @@ def test_local_backend_gets_pictures_at_the_interval_and_at_the_end(trained):
 
 
 def test_tensorboard_gets_the_same_and_a_scalar_per_tap(trained):
-    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     (file, ) = trained[1].rglob('events.out.tfevents*')
-    events = accumulator.EventAccumulator(str(file), size_guidance={'images': 0, 'scalars': 0})
+    events = EventAccumulator(str(file), size_guidance={'images': 0, 'scalars': 0})
     events.Reload()
     for name in ('features', 'pre_activations'):
         images = events.Images(name)
