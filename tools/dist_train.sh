@@ -14,7 +14,7 @@ On several machines run it on each, with GPUS on each and in the environment:
   PORT         a free port there; default: 29500, and on one machine any free one
 
 When a process dies, all end. With MAX_RESTARTS=3 in the environment and --resume, all are started again, up to 3 times,
-and go on from the latest checkpoint.
+and go on from the latest checkpoint; several machines need to share the work directory for that.
 END
     exit 2
 fi

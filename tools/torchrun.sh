@@ -22,7 +22,12 @@ elif [ -z "$PORT" ]; then
     # Any free port, so that two trainings can run on one machine.
     MEETING_POINT=(--standalone --local-addr=127.0.0.1)
 fi
-if [ -z "${MEETING_POINT[*]}" ]; then
+if [ -z "${MEETING_POINT[*]}" ] && [ -n "$MAX_RESTARTS" ]; then
+    # After a restart the machines meet anew, which the plain meeting point below is not made for.
+    MEETING_POINT=(
+        --nnodes="${NNODES:-1}" --rdzv-backend=c10d --rdzv-endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}"
+        --rdzv-conf="is_host=$((${NODE_RANK:-0} == 0))")
+elif [ -z "${MEETING_POINT[*]}" ]; then
     MEETING_POINT=(
         --nnodes="${NNODES:-1}" --node-rank="${NODE_RANK:-0}" --master-addr="${MASTER_ADDR:-127.0.0.1}"
         --master-port="${PORT:-29500}")
