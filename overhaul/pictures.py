@@ -11,7 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor, nn
 
 from overhaul.distiller import OverhaulDistiller
@@ -159,11 +159,13 @@ def draw_budget(
         axes.errorbar(places, means, half_widths, color=colour, marker='o', capsize=3, label=side)
     if teacher is not None:
         axes.axhline(teacher, color=TEACHER, ls='--', label=f'teacher, {teacher:g}')
-    axes.set(xlabel=label, ylabel=unit, yscale='log', xlim=(-0.5, len(budgets) - 0.5))
+    axes.set(xlabel=label, ylabel=unit, xlim=(-0.5, len(budgets) - 0.5))
     axes.set_xticks(range(len(budgets)), ['all' if budget == 'None' else budget for budget in budgets])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    if 'error' in unit:  # half of it is as much wherever it starts
+        axes.set_yscale('log')
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter('{x:g}')
+        axes.yaxis.set_minor_formatter(NullFormatter())
     seeds = {len(sample) for side in results.values() for sample in side.values()}
     _finish(axes, title=f'mean and its 95 % interval, {"-".join(map(str, sorted(seeds)))} seeds')
     return figure
