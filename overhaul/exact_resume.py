@@ -115,7 +115,8 @@ class _SeededDataset(Dataset):
 
     def __getitem__(self, item: _Place | int) -> object:
         if isinstance(item, _Place):
-            _seed(*item.place)
+            if getattr(self.dataset, 'random', True):
+                _seed(*item.place)
             item = item.index
         return self.dataset[item]
 

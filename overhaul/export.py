@@ -22,6 +22,7 @@ from overhaul.settings import read_config, student_only
 # Types of this package that a student's answers do not depend on, and what plain mmpretrain and mmseg have for them.
 _PLAIN = {
     'overhaul.CIFAR100': dict(type='mmpretrain.CIFAR100'),
+    'overhaul.CropFlipPreprocessor': dict(type='mmpretrain.ClsDataPreprocessor'),
     'overhaul.CrossEntropyPerImage': dict(type='mmseg.CrossEntropyLoss', avg_non_ignore=True),
     'overhaul.ImageNet': dict(type='mmpretrain.ImageNet'),
     'overhaul.PascalVOC': dict(type='mmseg.PascalVOCDataset'),

@@ -132,9 +132,8 @@ def killed(tmp_path_factory, start):
     records = [wait_for(folder / f'{rank}.pth', machines) for rank in range(2)]
     os.kill(records[1]['pid'], signal.SIGKILL)
     since = time.monotonic()
-    for machine in machines:
-        machine.communicate(timeout=60)
-    training = Training(folder)
+    output, _ = [machine.communicate(timeout=60)[0] for machine in machines]
+    training = Training(folder, output)
     training.port, training.status = port, [machine.returncode for machine in machines]
     training.seconds = time.monotonic() - since
     return training
@@ -233,6 +232,8 @@ def test_two_machines_test_what_the_training_measured(trained, start, tmp_path, 
 def test_training_ends_when_a_process_is_killed(killed):
     assert all(status != 0 for status in killed.status)
     assert killed.seconds < 60
+    (error, ) = [line for line in killed.output.splitlines() if line.startswith('error: ')]
+    assert error.startswith('error: Process 0 of this training has lost another one') and '--resume' in error
 
 
 def resume(trained, tmp_path, name, *options):

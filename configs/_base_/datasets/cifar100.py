@@ -8,7 +8,9 @@ data_preprocessor = dict(
     mean=[125.3, 123.0, 113.9], std=[63.0, 62.1, 66.7], to_rgb=False)  # the dataset gives RGB
 
 train_pipeline = [
-    dict(type='mmpretrain.RandomCrop', crop_size=32, padding=4, padding_mode='reflect'),
+    # Mirrored by 4 pixels on each side. With `padding=4` mmpretrain 1.2.0 takes zeros, whatever the padding_mode.
+    dict(type='mmpretrain.RandomCrop', crop_size=40, pad_if_needed=True, padding_mode='reflect'),
+    dict(type='mmpretrain.RandomCrop', crop_size=32),
     dict(type='mmpretrain.RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='mmpretrain.PackInputs'),
 ]

@@ -1,0 +1,40 @@
+"""A dataset whose pipeline has run once and for all."""
+
+from __future__ import annotations
+
+import torch
+from mmpretrain.structures import DataSample
+from torch.utils.data import Dataset
+
+from overhaul.registry import DATASETS
+
+
+@DATASETS.register_module()
+class InMemory(Dataset):
+    """Images (3, H, W) of one size with a label each, which go through the pipeline of ``dataset`` only once.
+
+    For a pipeline without randomness; :class:`overhaul.batch_augmentation.CropFlipPreprocessor` brings it back.
+
+    Args:
+        dataset: Config of a dataset for classification.
+
+    Attributes:
+        metainfo: That of ``dataset``.
+        random: False: an image does not depend on where in the training it is asked for.
+    """
+
+    random = False
+
+    def __init__(self, dataset: dict) -> None:
+        source = DATASETS.build(dataset)
+        items = [source[i] for i in range(len(source))]
+        self.metainfo = source.metainfo
+        self.images = torch.stack([item['inputs'] for item in items])
+        self.labels = torch.cat([item['data_samples'].gt_label for item in items])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        # A new sample each time, because preprocessors write into it.
+        return dict(inputs=self.images[index], data_samples=DataSample(gt_label=self.labels[index:index + 1]))
