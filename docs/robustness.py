@@ -1,0 +1,168 @@
+"""Write docs/robustness.md from docs/results.
+
+    python tests/kills.py --kills 20 --csv docs/results/kills.csv
+    python tests/soak.py --minutes 120 --csv docs/results/soak.csv
+    python docs/robustness.py --tests
+
+With --tests the tests of the page are run first, for some minutes, and counted in docs/results/refusals.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / 'docs/results'
+sys.path.insert(0, str(ROOT / 'tests'))
+
+import soak  # noqa: E402
+import strangers_files  # noqa: E402
+
+TESTS = ('test_strangers_files.py', 'test_bad_input.py', 'test_faults.py', 'test_properties.py')
+
+PAGE = """# Robustness
+
+What happens to a training that is killed, and to a tool that is given a wrong or a hostile file. Written by
+`docs/robustness.py` from [results](results); measured on two cores of an AMD EPYC, versions as in `constraints.txt`.
+
+| what was done | how often | what was lost, or went wrong |
+|---|---|---|
+{rows}
+
+## Killed trainings
+
+Each kill is a SIGKILL at a random moment; every second one waits until a checkpoint is being written. The training is
+resumed with `--resume`, killed again, and at last comes to its end. That end is compared with the end of the same
+training without a kill: weights, running statistics, connectors, margins, alpha, momentum, schedules, the best result,
+and the loss of every step. It must be the same bit by bit, which holds on the CPU; on a GPU as far as its operators are
+deterministic. What a kill costs is the time since the last checkpoint.
+
+A checkpoint is written beside its place, flushed to disk, and renamed. The ones before, and `last_checkpoint`, which
+names the newest, are left alone until it is there, so there is always one, with `max_keep_ckpts=1` too. `--resume`
+takes the newest that can be read, and names those that it passes over. A full disk or a folder that may not be written
+to ends the training with one paragraph, and what was there before is sound.
+
+## Killed processes
+
+When one of several processes dies, the others end with a message: at once on the CPU; with NCCL after its timeout,
+`env_cfg.dist_cfg.timeout`, at the latest. `MAX_RESTARTS=3 tools/dist_train.sh CONFIG GPUS --resume` starts all of them
+again from the last checkpoint, up to three times. Processes that differ in config, data, weights or teacher do not
+begin.
+
+## Do it again
+
+```bash
+python tests/kills.py --kills 20 --csv docs/results/kills.csv     # half an hour
+python tests/soak.py --minutes 120 --csv docs/results/soak.csv
+python docs/robustness.py --tests                                 # these tests, and this page
+```
+"""
+
+
+class Count:
+    """A plugin of pytest that counts, by file and test, the cases and those that passed."""
+
+    def __init__(self) -> None:
+        self.cases, self.passed = Counter(), Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a case when it is through."""
+        if report.when == 'call':
+            test = Path(report.location[0]).name, report.location[2].partition('[')[0]
+            self.cases[test] += 1
+            self.passed[test] += report.passed
+
+
+def run_tests(path: Path) -> None:
+    """Run the tests and write a row for each to the CSV."""
+    count = Count()
+    pytest.main(['-q', '--no-header', *(str(ROOT / 'tests' / name) for name in TESTS)], plugins=[count])
+    with path.open('w', newline='') as file:
+        writer = csv.writer(file, lineterminator='\n')
+        writer.writerow(['file', 'test', 'cases', 'passed'])
+        writer.writerows([*test, cases, count.passed[test]] for test, cases in count.cases.items())
+
+
+def page() -> str:
+    """Return the page."""
+    rows = [*killed(read('kills.csv')), *refused(read('refusals.csv')), soaked(soak.read(RESULTS / 'soak.csv'))]
+    return PAGE.format(rows='\n'.join(f'| {" | ".join(row)} |' for row in rows))
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV."""
+    with (RESULTS / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+def killed(kills: list[dict[str, str]]) -> list[tuple[str, str, str]]:
+    """Return the rows about killed trainings."""
+    rows = []
+    for what, training, phase in (
+            ('digits distillation killed, a checkpoint at each step', 'digits', 'all'),
+            ('Pascal VOC recipe killed while the connectors train alone', 'voc', 'connectors alone'),
+            ('Pascal VOC recipe killed afterwards', 'voc', 'all')):
+        some = [row for row in kills if (row['training'], row['phase']) == (training, phase)]
+
+        def number(column: str, rows: list[dict[str, str]] = some) -> int:
+            return sum(row[column] == 'True' for row in rows)
+
+        lost = number('lost'), sum(int(row['damaged']) for row in some), len(some) - number('pointed')
+        ends = f'{number("same_end")} of {len(some)} came to the same end'
+        rows.append((
+            what, f'{len(some)} kills, {number("half_written")} of them while a checkpoint was written',
+            f'{ends}; {lost[0]} checkpoints lost, {lost[1]} damaged, {lost[2]} times `last_checkpoint` named none'))
+    return rows
+
+
+def refused(tests: list[dict[str, str]]) -> list[tuple[str, str, str]]:
+    """Return the rows about files, inputs, processes and properties."""
+    def number(file: str, column: str, *names: str) -> int:
+        return sum(int(row[column]) for row in tests if row['file'] == file and (not names or row['test'] in names))
+
+    def rate(file: str, *names: str) -> tuple[int, str]:
+        cases = number(file, 'cases', *names)
+        return cases, f'{cases - number(file, "passed", *names)} wrong'
+
+    attempts, opened = rate('test_strangers_files.py', 'test_file_is_refused', 'test_door_is_closed')
+    inputs, taken = rate('test_bad_input.py', *{
+        row['test'] for row in tests if row['test'] != 'test_the_right_input_is_not_refused'})
+    faults, failed = rate('test_faults.py')
+    properties, broken = rate('test_properties.py')
+    return [
+        ('hostile and damaged files given to the readers and tools',
+         f'{len(strangers_files.WRITERS)} files, {attempts} attempts', f'{opened}: each is refused in one paragraph'),
+        ('wrong configs, command lines and data', f'{inputs} inputs',
+         f'{taken}: each ends with its message, nothing written over'),
+        ('processes that die, or differ', f'{faults} cases', failed),
+        ('properties of margins, loss, taps and distiller, on random examples', f'{properties} properties', broken)]
+
+
+def soaked(looks: list[soak.Look]) -> tuple[str, str, str]:
+    """Return the row about the long training."""
+    end = soak.growth(looks)
+    handles = {end.fewest_handles, end.most_handles}
+    return ('digits distillation, validated and saved every 1,000 steps',
+            f'{looks[-1].step:,} steps in {looks[-1].seconds / 60:.0f} minutes',
+            f'memory {end.mb_per_10000_steps:+.1f} MB per 10,000 steps, of {end.resident_mb:.0f} MB; '
+            f'{" to ".join(map(str, sorted(handles)))} open file handles')
+
+
+def main() -> None:
+    """Run the tests if asked to, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--tests', action='store_true', help='run the tests first')
+    arguments = parser.parse_args()
+    if arguments.tests:
+        run_tests(RESULTS / 'refusals.csv')
+    (ROOT / 'docs/robustness.md').write_text(page())
+
+
+if __name__ == '__main__':
+    main()
