@@ -25,7 +25,7 @@ def _child(parent: Registry, locations: list[str]) -> Registry:
 
 MODELS = _child(
     mmengine_registry.MODELS,
-    ['distiller', 'connectors', 'margins', 'losses', 'backbones', 'heads'])
+    ['distiller', 'connectors', 'margins', 'losses', 'backbones', 'heads', 'batch_augmentation'])
 DATASETS = _child(mmengine_registry.DATASETS, ['datasets', 'dry_run'])
 TRANSFORMS = _child(mmengine_registry.TRANSFORMS, ['datasets'])
 HOOKS = _child(mmengine_registry.HOOKS, ['hooks', 'dry_run', 'modes'])
