@@ -90,7 +90,7 @@ class OverhaulDistiller(BaseModel):
         input_size: tuple[int, int] = (224, 224),
         data_preprocessor: dict | None = None,
     ) -> None:
-        _check_arguments(taps, teacher_batch_norm)
+        _check_arguments(taps, teacher_batch_norm, input_size)
         student = _with_preprocessor(model_of(student), data_preprocessor)
         student_model = build(student, 'student')
         super().__init__(data_preprocessor=student_model.data_preprocessor)
@@ -278,7 +278,10 @@ def _with_preprocessor(cfg: dict, data_preprocessor: dict | None) -> dict:
     return cfg if data_preprocessor is None else {'data_preprocessor': dict(data_preprocessor), **cfg}
 
 
-def _check_arguments(taps: Sequence[dict] | str, teacher_batch_norm: str) -> None:
+def _check_arguments(taps: Sequence[dict] | str, teacher_batch_norm: str, input_size: tuple[int, int]) -> None:
+    if not (isinstance(input_size, list | tuple) and len(input_size) == 2
+            and all(isinstance(length, int) and length > 0 for length in input_size)):
+        raise ValueError(f'input_size is the height and width of an image, as in (224, 224), not {input_size!r}.')
     if teacher_batch_norm not in ('batch', 'running'):
         raise ValueError(f'teacher_batch_norm is "batch" or "running", not {teacher_batch_norm!r}.')
     if taps == 'auto':
@@ -293,6 +296,11 @@ def _check_arguments(taps: Sequence[dict] | str, teacher_batch_norm: str) -> Non
             raise ValueError(
                 f'The tap {dict(tap)} ' + (f'lacks {missing}' if missing else f'has unknown keys {unknown}')
                 + f'. A tap has the keys {", ".join(_TAP_KEYS)}, of which the first two are required.')
+        for key, value in tap.items():
+            number = key == 'loss_weight'
+            if not isinstance(value, int | float if number else str | None):
+                what = 'a number' if number else 'the path of a module'
+                raise ValueError(f'The tap {dict(tap)} has {key}={value!r}, where {what} is expected.')
 
 
 def _loss_names(student_paths: Sequence[str]) -> list[str]:

@@ -13,20 +13,42 @@ from mmengine import dist
 from overhaul.registry import explain
 
 _PACKAGE = Path(__file__).parent
+_OURS = {_PACKAGE, _PACKAGE.parent / 'tools'}
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+# The text with which torch raises an error of a worker again: its traceback, which ends in the last file and the error.
+_RAISED_IN_WORKER = re.compile(
+    r'DataLoader worker process.*  File "(?P<file>[^"]+)", line \d+, in .*?\n\w+Error: (?P<message>.*)', re.DOTALL)
+# What torch says where data and model do not fit, and what that means.
+_SYMPTOMS = [
+    (r'Target (-?\d+) is out of bounds',
+     r'A label is \1, and the model has no such class. Give its head the num_classes of the data; of masks, the values '
+     'are the classes from 0 on, and 255 where a pixel is unlabelled.'),
+    (r'device-side assert triggered',
+     'The GPU met an index out of range, most often a label that the model has no class for. To see which one, train '
+     'on the CPU: CUDA_VISIBLE_DEVICES= before the command.'),
+    (r'stack expects each tensor to be equal size, but got (.+)',
+     r'The images or the masks of a batch differ in size: \1. End the pipeline of the dataset with a resize or crop to '
+     'one size; and a mask is an image of one channel, with the classes as its values and not as colours.'),
+    (r'Expected more than 1 value per channel when training, got input size torch.Size\((.+?)\)',
+     r'A batch norm has a single value per channel to learn from: its input is \1. That is a batch of one image behind '
+     'the pooling of a whole image. Take a train_dataloader.batch_size of 2 or more, and drop_last=True where the last '
+     'batch of an epoch may be one image.'),
+]
 
 
 @contextmanager
 def one_paragraph_errors() -> Iterator[None]:
     """End the program with status 1 and one paragraph where the user is at fault; leave every other error as it is.
 
-    That is where this package refuses something, where a registry cannot build a part of the config, where the system
-    lets nothing be written, or where another process of the training is gone.
+    That is where this package refuses something, where a part of the config cannot be built, where data and model do
+    not fit, where the system lets nothing be written, or where another process of the training is gone.
     """
     try:
         yield
     except Exception as error:
-        message = _refusal(error) or _no_room(error) or _lost_process(error) or explain(error, 'config')
+        told = (_refusal(error), _no_room(error), _lost_process(error), _symptom(error), explain(error, 'config'))
+        message = next(filter(None, told), None)
         if message is None:
             raise
         sys.exit('error: ' + re.sub(r'\s*\n\s*', ' ', message.strip()))
@@ -35,11 +57,23 @@ def one_paragraph_errors() -> Iterator[None]:
 def _refusal(error: BaseException | None) -> str | None:
     """Return what this package said when it raised ``error``, or an error that was raised again with more words."""
     while isinstance(error, ValueError | FileNotFoundError | ModuleNotFoundError):
-        if _PACKAGE in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parents:
+        if _is_ours(traceback.extract_tb(error.__traceback__)[-1].filename):
             return str(error)
+        in_worker = _RAISED_IN_WORKER.search(str(error))
+        if in_worker and _is_ours(in_worker['file']):
+            return in_worker['message']
         original = error.__cause__ or error.__context__
         error = original if type(original) is type(error) and str(original) in str(error) else None
     return None
+
+
+def _is_ours(file: str) -> bool:
+    return not _OURS.isdisjoint(Path(file).parents)
+
+
+def _symptom(error: Exception) -> str | None:
+    matches = [(re.search(pattern, str(error)), words) for pattern, words in _SYMPTOMS]
+    return next((match.expand(words) for match, words in matches if match), None)
 
 
 def _no_room(error: Exception) -> str | None:

@@ -3,11 +3,16 @@
 import difflib
 import inspect
 import re
+import textwrap
 import traceback
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from types import FrameType
 
 from mmengine import registry as mmengine_registry
+from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import Registry, build_from_cfg
+from mmengine.runner import Runner
 from torch import nn
 
 from overhaul import compat
@@ -15,6 +20,8 @@ from overhaul import compat
 # Whatever of overhaul a config names, this module is imported first, and so before mmseg.
 compat.apply()
 
+# mmengine's functions that make something of a part of a config.
+_BUILDERS = (build_from_cfg.__code__, Runner.build_dataloader.__code__)
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -71,8 +78,13 @@ def explain(error: Exception, what: str, given: Collection[str] = ()) -> str | N
         what: What was built, for the message.
         given: Arguments that do not come from the config, and are no advice.
     """
-    # Only the variables of mmengine's function tell which part of the config it was at.
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return _explain_build(error, what, frames, given) or _explain_optimizer(what, frames) or _explain_values(
+        error, what, frames)
+
+
+def _explain_build(error: Exception, what: str, frames: list[FrameType], given: Collection[str]) -> str | None:
+    # Only the variables of mmengine's function tell which part of the config it was at.
     builds = [frame for frame in frames if frame.f_code is build_from_cfg.__code__]
     if not builds or not isinstance(error, KeyError | TypeError):
         return None
@@ -94,6 +106,35 @@ def explain(error: Exception, what: str, given: Collection[str] = ()) -> str | N
     if missing and raised_there:
         return f'The {what} gives {part["obj_cls"].__name__} no {missing[1]}, which it cannot do without.'
     return None
+
+
+def _explain_optimizer(what: str, frames: list[FrameType]) -> str | None:
+    """Name an optimizer that is in no registry, which mmengine goes on to call."""
+    for frame in frames:
+        if frame.f_code is DefaultOptimWrapperConstructor.__call__.__code__ and 'optimizer_cls' in frame.f_locals:
+            name = frame.f_locals['optimizer_cfg'].get('type')
+            if frame.f_locals['optimizer_cls'] is None:
+                return (f'The {what} asks for the optimizer "{name}", which no package has registered. '
+                        f'{_nearest_types(name, mmengine_registry.OPTIMIZERS)}')
+    return None
+
+
+def _explain_values(error: Exception, what: str, frames: list[FrameType]) -> str | None:
+    """Pass on what another package has to say of a value when a part of the config is built."""
+    message = str(error.args[0]) if error.args else ''
+    if not isinstance(error, ValueError | AssertionError | KeyError | TypeError) or ' ' not in message:
+        return None
+    last = frames[-1].f_code.co_filename
+    builds = [frame for frame in frames if frame.f_code in _BUILDERS]
+    if builds and not isinstance(error, TypeError):
+        cls = builds[-1].f_locals.get('obj_cls')
+        part = getattr(cls, '__name__', 'data loader')
+    elif last == Runner.__init__.__code__.co_filename:
+        part = 'runner of mmengine'
+    else:
+        return None
+    place = f'{Path(last).name}, line {traceback.extract_tb(error.__traceback__)[-1].lineno}'
+    return f'The {part} cannot be built as the {what} has it: {textwrap.shorten(message, 300).rstrip(".")} ({place}).'
 
 
 def _nearest_types(name: str, registry: Registry) -> str:

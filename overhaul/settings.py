@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import traceback
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.hub import get_config
 from mmengine.runner import Runner
 
@@ -19,6 +21,19 @@ _ABSENT_PARTS = {
     'model_wrapper_cfg'} - {'self', 'cfg'}
 
 
+class Overrides(DictAction):
+    """Reads ``KEY=VALUE ...`` of a command line, as mmengine does, and refuses what is none."""
+
+    def __call__(
+            self, parser: ArgumentParser, namespace: Namespace, values: Sequence[str],
+            option_string: str | None = None) -> None:
+        """Put them into the namespace as a dict."""
+        wrong = [value for value in values if not value.partition('=')[0] or '=' not in value]
+        if wrong:
+            parser.error(f'{option_string} takes KEY=VALUE, as in randomness.seed=1, not {wrong[0]!r}')
+        super().__call__(parser, namespace, values, option_string)
+
+
 def read_config(path: str | Path, overrides: dict | None = None) -> Config:
     """Read a config file and merge ``overrides``, as ``--cfg-options`` gives them, into it.
 
@@ -29,7 +44,7 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such file; names the nearest ones of the same folder.
-        ValueError: If the file does not run, or if an override is of nothing that there is.
+        ValueError: If the file does not run, if it has no model, or if an override is of nothing that there is.
     """
     path = str(path)
     if path.startswith(own_configs.PREFIX):
@@ -43,6 +58,8 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
         cfg = get_config(path) if packaged else Config.fromfile(path)
     except Exception as error:  # a config is a program, and can raise anything
         raise ValueError(f'The config "{path}" cannot be read: {_fault(error)}. Correct it there.') from error
+    if 'model' not in cfg:
+        raise ValueError(f'The config "{path}" has no model. Name one that trains a model, or give it one.')
     overrides = overrides or {}
     for key in overrides:
         part = key.partition('.')[0]
@@ -73,13 +90,10 @@ def model_of(source: dict | str) -> dict:
 
     Raises:
         FileNotFoundError, ValueError: As :func:`read_config`.
-        ValueError: If the file has no model.
     """
     if not isinstance(source, str):
         return source
     cfg = read_config(source)
-    if 'model' not in cfg:
-        raise ValueError(f'The config "{source}" has no model. Name one that trains a model, or write the model out.')
     preprocessor = {'data_preprocessor': cfg.data_preprocessor} if 'data_preprocessor' in cfg else {}
     return {'_scope_': cfg.get('default_scope', 'mmengine'), **preprocessor, **cfg.model}
 

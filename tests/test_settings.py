@@ -25,7 +25,7 @@ def test_a_config_with_its_bases_and_overrides(tmp_path):
 
 
 def test_an_override_may_bring_in_what_the_runner_knows_and_the_config_has_not(tmp_path):
-    file = written(tmp_path, 'steps = 3\n')
+    file = written(tmp_path, 'model = dict()\n')
     assert read_config(file, {'randomness.seed': 5}).randomness.seed == 5
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from overhaul import compat, voc_submission
@@ -13,7 +13,7 @@ from overhaul.checkpoints import load_weights
 from overhaul.errors import one_paragraph_errors
 from overhaul.hooks.runner import bare_model
 from overhaul.hooks.summary import headline
-from overhaul.settings import read_config, student_only, teacher_only
+from overhaul.settings import Overrides, read_config, student_only, teacher_only
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
         '--voc-submission', metavar='DIR',
         help='segment the test set of Pascal VOC instead, and write DIR/results.tgz for its evaluation server')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=Overrides, metavar='KEY=VALUE')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()  # CHECKPOINT may come after the options too
     if not arguments.teacher and arguments.checkpoint is None:

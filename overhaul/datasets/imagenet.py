@@ -6,7 +6,7 @@ from mmengine import fileio
 from mmpretrain.datasets import ImageNet as MMPretrainImageNet
 from mmpretrain.datasets.custom import find_folders
 
-from overhaul.datasets.presence import check_images
+from overhaul.datasets.presence import TellsUnreadableImages, check_images
 from overhaul.registry import DATASETS
 
 _URL = 'https://image-net.org/download-images'
@@ -14,7 +14,7 @@ _LABELS_URL = 'https://download.openmmlab.com/mmclassification/datasets/imagenet
 
 
 @DATASETS.register_module()
-class ImageNet(MMPretrainImageNet):
+class ImageNet(TellsUnreadableImages, MMPretrainImageNet):
     """mmpretrain's ``ImageNet``: 1,281,167 training and 50,000 validation images of 1,000 classes.
 
     The labels of a split are the names of its folders in alphabetical order, ``train/n01440764/*.JPEG``, or in a list
@@ -28,7 +28,7 @@ class ImageNet(MMPretrainImageNet):
     Raises:
         FileNotFoundError: If images, class folders or labels are missing; says where they are to be had and where to
             put them.
-        ValueError: If the split has no image in it.
+        ValueError: If the split has no image in it, if the list of labels is none, or if an image cannot be read.
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -49,5 +49,9 @@ class ImageNet(MMPretrainImageNet):
             data_list = super().load_data_list()
         except RuntimeError:  # what mmpretrain raises for folders without images
             data_list = []
-        check_images(data_list, self.ann_file or self.img_prefix, how_to_get)
+        except ValueError as error:
+            raise ValueError(
+                f'"{self.ann_file}" is no list of images and labels ({error}). Each of its lines is a file name, a '
+                f'blank, and a whole number. {how_to_get}') from error
+        check_images(data_list, self.ann_file or self.img_prefix, how_to_get, len(self.CLASSES))
         return data_list

@@ -6,7 +6,7 @@ from typing import Any
 import mmseg
 from mmseg.datasets import PascalVOCDataset
 
-from overhaul.datasets.presence import check_images
+from overhaul.datasets.presence import TellsUnreadableImages, check_images
 from overhaul.registry import DATASETS
 
 _VOC_URL = 'http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar'
@@ -15,7 +15,7 @@ _TEST_URL = 'http://host.robots.ox.ac.uk:8080'
 
 
 @DATASETS.register_module()
-class PascalVOC(PascalVOCDataset):
+class PascalVOC(TellsUnreadableImages, PascalVOCDataset):
     """mmseg's ``PascalVOCDataset``: images (H, W, 3) and masks (H, W) of 21 classes, 255 where a pixel is unlabelled.
 
     Args:
@@ -27,7 +27,7 @@ class PascalVOC(PascalVOCDataset):
 
     Raises:
         FileNotFoundError: If a part of the dataset is missing; says where it is to be had and where to put it.
-        ValueError: If the list of images is empty.
+        ValueError: If the list of images is empty, or if an image or a mask cannot be read.
     """
 
     def __init__(self, data_root: str, ann_file: str, data_prefix: dict, **kwargs: Any) -> None:

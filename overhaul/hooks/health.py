@@ -41,7 +41,8 @@ class HealthHook(Hook):
         largest_ratio: Distillation loss over task loss from which the task is taken to be drowned. Default: 1000.
 
     Raises:
-        ValueError: If the training is to be stopped, with the losses, the parameters or the tap that is to blame.
+        ValueError: If the training is to be stopped, with the losses, the parameters or the tap that is to blame. If
+            the data have more classes than the model, which a GPU would not survive.
     """
 
     priority = 80  # after the summary, before CheckpointHook
@@ -56,8 +57,9 @@ class HealthHook(Hook):
         self._skipped = self._in_a_row = 0
 
     def before_run(self, runner: Runner) -> None:
-        """Look at the features that pass the taps until training begins."""
+        """Look at the classes, and until training begins at the features that pass the taps."""
         model = bare_model(runner)
+        check_classes(model, runner.train_dataloader.dataset)
         self._watch = _Watch(model) if isinstance(model, OverhaulDistiller) else None
 
     def before_train(self, runner: Runner) -> None:
@@ -102,7 +104,8 @@ class HealthHook(Hook):
     def _look(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group['params']
                       if parameter.grad is not None and parameter.numel()]
-        self._norms = torch.stack(torch._foreach_norm([parameter.grad for parameter in parameters], math.inf)).float()
+        gradients = [parameter.grad for parameter in parameters]
+        self._norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32))  # of infinity it is slow
         self._parameters = [id(parameter) for parameter in parameters]
         if self.on_nonfinite == 'skip':
             skip = bool(_wrong(self._norms))
@@ -139,6 +142,21 @@ class HealthHook(Hook):
                    "loss_weight='auto' set it.")
 
 
+def check_classes(model: nn.Module, dataset: object) -> None:
+    """Refuse a ``dataset`` of more classes than the head of ``model``, or of its student, tells apart."""
+    model = getattr(model, 'student', model)
+    head = getattr(model, 'head', None) or getattr(model, 'decode_head', None)
+    own, given = getattr(head, 'num_classes', None), _classes_of(dataset)
+    if own and own < given:
+        raise ValueError(
+            f'The {type(head).__name__} of the model has num_classes={own}, and the training data have {given} '
+            'classes: there would be labels that it does not know. Give it as many.')
+
+
+def _classes_of(dataset: object) -> int:
+    return len(getattr(dataset, 'metainfo', {}).get('classes') or ())
+
+
 class _Watch:
     """The least and the greatest value that has passed each tap of a model."""
 
@@ -165,7 +183,7 @@ class _Watch:
 
 def doubts_of_teacher(metrics: dict[str, float], dataset: object) -> Iterator[str]:
     """Say whether a teacher with these ``metrics`` on ``dataset`` knows no more than chance."""
-    classes = len(getattr(dataset, 'metainfo', {}).get('classes') or ())
+    classes = _classes_of(dataset)
     if classes < 2:
         return
     chance = 1 / classes
