@@ -7,14 +7,14 @@ import os
 import tempfile
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from overhaul import compat, dry_run, exact_resume, same_start
 from overhaul.checkpoints import check_resumable, latest_checkpoint, read_checkpoint
 from overhaul.errors import one_paragraph_errors
 from overhaul.hooks.runner import bare_model
-from overhaul.settings import read_config, student_only
+from overhaul.settings import Overrides, read_config, student_only
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
         help='try the config: two training steps and one validation step on random data, without dataset and teacher')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=Overrides, metavar='KEY=VALUE',
         help='override parts of the config, as model.distill_loss.loss_weight=1e-2 randomness.seed=1')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
