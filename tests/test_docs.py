@@ -1,0 +1,126 @@
+"""docs/: what a page tells to do is done here, with a few images, and what it shows is what comes out."""
+
+import contextlib
+import io
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import build_model
+from tiny_data import write_imagenet
+
+from overhaul.settings import model_of
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / 'docs/distil_your_own.md').read_text()
+BLOCK = re.compile(r'```(\w+)\n(.*?)```', re.DOTALL)
+
+# What makes a training of the page a short one on small images.
+QUICK = {
+    'resnet50_resnet18.py': [
+        'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
+        'train_cfg.max_epochs=1', 'train_dataloader.dataset.pipeline.1.scale=64'],
+    'deeplab_r101_r18.py': [
+        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
+        'val_dataloader.persistent_workers=False', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
+        'default_hooks.checkpoint.interval=2', 'train_dataloader.dataset.pipeline.2.scale=(128,64)',
+        'train_dataloader.dataset.pipeline.3.crop_size=(64,128)', 'val_dataloader.dataset.pipeline.1.scale=(128,64)',
+        'model.student.data_preprocessor.size=(64,128)', 'model.student.pretrained=None'],
+}
+QUICK_DRY_RUN = ['train_dataloader.batch_size=2', 'model.input_size=(64,64)']
+LAST_CHECKPOINT = {'epoch_100.pth': 'epoch_1.pth', 'iter_80000.pth': 'iter_2.pth'}
+
+numbers = count()
+
+
+def write_cityscapes(root):
+    """Two images each to train and to validate on, as the dataset lies on disk."""
+    random = np.random.RandomState(0)
+    for split in ('train', 'val'):
+        for folder, suffix, shape, values in (('leftImg8bit', 'leftImg8bit', (64, 128, 3), 256),
+                                              ('gtFine', 'gtFine_labelTrainIds', (64, 128), 19)):
+            (root / folder / split).mkdir(parents=True)
+            for i in range(2):
+                image = Image.fromarray(random.randint(0, values, shape, dtype=np.uint8))
+                image.save(root / folder / split / f'{i}_{suffix}.png')
+
+
+def write_teacher(config, folder):
+    """Write random weights where the download of the page's teacher would be."""
+    text = ''.join(re.findall(r"'([^']*)'", re.search(r'teacher_checkpoint=\((.*?)\)', config, re.DOTALL)[1]))
+    teacher = build_model(model_of(re.search(r"teacher='(.*?)'", config)[1]) | dict(pretrained=None))
+    torch.save(dict(meta={}, state_dict=teacher.state_dict()), folder / Path(text).name)
+
+
+def run(command):
+    """Run a command of the page, in this process, and return what it prints."""
+    _, tool, *arguments = shlex.split(command)
+    arguments = [re.sub(r'\w+\.pth$', lambda name: LAST_CHECKPOINT.get(name[0], name[0]), word) for word in arguments]
+    if tool == 'tools/train.py':
+        options = QUICK_DRY_RUN if '--dry-run' in arguments else QUICK[arguments[0]]
+        if '--student-only' in arguments:
+            options = [option.replace('model.student.', 'model.') for option in options]
+        # Names of their own, because mmengine keeps one log and one visualizer per name in a process.
+        name = f'page{next(numbers)}'
+        arguments += ['--cfg-options', f'experiment_name={name}', f'visualizer.name={name}', *options]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, 'argv', [str(ROOT / tool), *arguments])
+        runpy.run_path(sys.argv[0], run_name='__main__')
+    return printed.getvalue()
+
+
+def shape_of(text):
+    """The text without what differs from run to run: numbers, and the space that columns of numbers need."""
+    return re.sub(r'\s+', ' ', re.sub(r'\d+(\.\d+)?(e[-+]?\d+)?', '#', text))
+
+
+@pytest.mark.parametrize('section', ['A classifier of mmpretrain', 'A segmentor of mmseg'])
+def test_the_walk_through_can_be_walked(section, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'hub/checkpoints').mkdir(parents=True)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    if 'mmseg' in section:
+        write_cityscapes(tmp_path / 'data/cityscapes')
+    else:
+        write_imagenet(tmp_path / 'data/imagenet', train=8, val=4)
+    text = re.search(rf'^## {section}\n(.*?)(?=^## |\Z)', PAGE, re.DOTALL | re.MULTILINE)[1]
+    printed, done = '', set()
+    for language, block in BLOCK.findall(text):
+        done.add(language)
+        before = text[:text.index(block)]
+        if language == 'bash':
+            printed = ''.join(run(command) for command in block.replace('\\\n', ' ').splitlines())
+        elif language == 'python' and block.startswith('_base_'):
+            Path(re.findall(r'Save as `(.+?)`', before)[-1]).write_text(block)
+            write_teacher(block, tmp_path / 'hub/checkpoints')
+        elif language == 'python':
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(block, {})
+            printed = output.getvalue()
+        else:
+            actual = shape_of(printed)
+            for line in block.strip().splitlines():
+                assert all(part.strip() in actual for part in shape_of(line).split('...')), line
+    assert done == {'bash', 'python', 'text'}
+    assert Path(f'work_dirs/{next(tmp_path.glob("*_*.py")).stem}').is_dir()
+
+
+def test_the_api_reference_builds_without_a_warning(tmp_path):
+    pytest.importorskip('pdoc')
+    command = [sys.executable, '-W', 'error:::pdoc', str(ROOT / 'docs/api.py'), str(tmp_path)]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0 and 'pdoc/' not in process.stderr, process.stderr
+    assert (tmp_path / 'index.html').is_file()
+    for module in (path.stem for path in (ROOT / 'overhaul').glob('[a-z]*.py')):
+        assert (tmp_path / f'overhaul/{module}.html').is_file(), module
+    page = (tmp_path / 'overhaul/distiller.html').read_text()
+    assert 'teacher_checkpoint' in page and ':func:' not in re.sub(r'<pre>.*?</pre>', '', page, flags=re.DOTALL)
