@@ -37,7 +37,8 @@ NETWORKS = {
     'imagenet': dict(r152='resnet152', r50='resnet50', mobilenet='mobilenet_v1'),
     'voc': dict(r101='deeplab_resnet101', r18='deeplab_resnet18', mbv2='deeplab_mobilenetv2'),
 }
-CLASSES = dict(cifar100=100, imagenet=1000, voc=21, digits=10)
+CLASSES = dict(cifar100=100, imagenet=1000, voc=21, digits=10, digitscenes=11)
+EMBEDDED, SEGMENTATION = ('digits', 'digitscenes'), ('voc', 'digitscenes')
 # Learning rate, weight decay and epochs of the official scripts, and the GPUs of its README or of the paper.
 RECIPES = dict(cifar100=(0.1, 5e-4, 200, 1), imagenet=(0.1, 1e-4, 100, 8), voc=(0.007, 5e-4, 50, 2))
 BATCH = 2
@@ -46,6 +47,23 @@ BATCH = 2
 WRN10_1 = (
     3 * 16 * 9 + (2 * 16 + 16 * 16 * 9 + 2 * 16 + 16 * 16 * 9) + (2 * 16 + 16 * 32 * 9 + 2 * 32 + 32 * 32 * 9 + 16 * 32)
     + (2 * 32 + 32 * 64 * 9 + 2 * 64 + 64 * 64 * 9 + 32 * 64) + 2 * 64 + 64 * 10 + 10)
+DEEPLAB = dict(r34=(16, (3, 4, 6)), r18=(8, (2, 2, 2)))  # of the scenes of digits: width, and blocks of each stage
+
+
+def small_deeplab(width, blocks):
+    """Parameters of a DeepLabV3+ of the scenes of digits, counted by hand."""
+    def conv(inputs, outputs, size):
+        return inputs * outputs * size**2 + 2 * outputs  # with its batch norm
+
+    total, inputs = conv(3, width, 7), width
+    for stage, count in enumerate(blocks):
+        outputs = width * 2**stage
+        total += conv(inputs, outputs, 3) + (2 * count - 1) * conv(outputs, outputs, 3)
+        total += conv(inputs, outputs, 1) if outputs != inputs else 0
+        inputs = outputs
+    pyramid = 2 * conv(4 * width, 2 * width, 1) + 3 * conv(4 * width, 2 * width, 3) + conv(10 * width, 2 * width, 1)
+    fusion = conv(2 * width + width // 2, 2 * width, 3) + conv(2 * width, 2 * width, 3)
+    return total + pyramid + conv(width, width // 2, 1) + fusion + 2 * width * 11 + 11
 
 
 def parts(name):
@@ -63,7 +81,7 @@ def test_the_data_are_those_of_the_name_and_the_docstring_gives_a_command(name):
     types = {part.type for part in dataset.get('datasets', [dataset])}
     assert types == {dict(
         cifar100='overhaul.CIFAR100', imagenet='overhaul.ImageNet', voc='overhaul.PascalVOC',
-        digits='overhaul.Digits')[data]}
+        digits='overhaul.Digits', digitscenes='overhaul.DigitScenes')[data]}
     assert cfg.data_preprocessor.get('num_classes', CLASSES[data]) == CLASSES[data]
     command = rf'^    (python tools/train\.py|tools/dist_train\.sh) configs/{name}\.py'
     assert re.search(command, CONFIGS[name].read_text(), re.MULTILINE)
@@ -93,7 +111,7 @@ SMALLER = {
     'mmseg.SegDataPreProcessor': dict(size=(65, 65)),
 }
 RANDOM_RESIZE = {'voc': [(40, 1000), (90, 1000)], 'mmseg': (256, 64)}
-INPUT_SIZE = dict(cifar100=(32, 32), imagenet=(64, 64), voc=(65, 65), digits=(16, 16))
+INPUT_SIZE = dict(cifar100=(32, 32), imagenet=(64, 64), voc=(65, 65), digits=(16, 16), digitscenes=(64, 64))
 
 
 def small_config(name, work_dir):
@@ -102,7 +120,7 @@ def small_config(name, work_dir):
     cfg = read_config(CONFIGS[name])
     for part in components(cfg._cfg_dict):
         part.update(SMALLER.get(part.type, {}))
-        if part.type == 'RandomResize':
+        if part.type == 'RandomResize' and data == 'voc':
             part.scale = RANDOM_RESIZE[special or data]
     if 'teacher' in cfg.model:
         cfg.model.input_size = INPUT_SIZE[data]
@@ -211,13 +229,13 @@ def test_it_trains_and_evaluates(name, tmp_path, monkeypatch):
     for part in components(cfg._cfg_dict):
         if (part.get('init_cfg') or {}).get('type') == 'Pretrained':
             part.init_cfg = None
-    if data == 'digits':
+    if data in EMBEDDED:
         cfg.train_cfg.update(max_iters=2, val_interval=2)
     else:
         epochs = 2 if data == 'voc' else 1  # VOC trains only the connectors in its first epoch
         cfg.train_cfg.update(max_epochs=epochs, val_interval=epochs)
         cfg.model.teacher_checkpoint = None
-    cfg.default_hooks.checkpoint.interval = 2 if data in ('digits', 'voc') else 1
+    cfg.default_hooks.checkpoint.interval = 2 if data in (*EMBEDDED, 'voc') else 1
     runner = Runner.from_cfg(cfg)
     check_networks(name, runner.model)
     recorder = Recorder()
@@ -234,7 +252,7 @@ def test_it_trains_and_evaluates(name, tmp_path, monkeypatch):
     assert sums(getattr(runner.model, 'teacher', torch.nn.Module())) == recorder.teacher
 
     metrics = runner.message_hub.get_info('last_result')['metrics']
-    expected = dict(digits={'accuracy/top1'}, voc={'aAcc', 'mIoU', 'mAcc'})
+    expected = dict(digits={'accuracy/top1'}, **dict.fromkeys(SEGMENTATION, {'aAcc', 'mIoU', 'mAcc'}))
     assert set(metrics) == expected.get(data, {'accuracy/top1', 'accuracy/top5'})
     assert all(0 <= value <= 100 for value in metrics.values())
     check_optimizer(runner, data, cfg)
@@ -247,12 +265,14 @@ def check_networks(name, model):
     data, *networks, special = parts(name)
     models = [model.teacher, model.student] if networks[1] else [model]
     for network, model in zip(networks, models):
-        head = model.decode_head if data == 'voc' else model.head
+        head = model.decode_head if data in SEGMENTATION else model.head
         assert head.num_classes == CLASSES[data]
         if special:
             assert type(model.backbone).__name__ == 'ResNetV1c' and model.backbone.depth == int(network[1:])
         elif network == 'wrn10_1':
             assert count(model) == WRN10_1
+        elif data == 'digitscenes':
+            assert count(model) == small_deeplab(*DEEPLAB[network])
         elif data == 'digits':  # a hundred classes less ninety
             assert count(model) == parameter_count(network) - 90 * (128 + 1)
         else:
@@ -266,9 +286,9 @@ def count(model):
 def check_losses(losses, cfg, data):
     assert all(math.isfinite(value) for value in losses.values())
     if 'teacher' not in cfg.model:
-        assert set(losses) == {'loss'}
+        assert set(losses) == ({'loss', 'decode.loss_ce'} if data in SEGMENTATION else {'loss'})
         return
-    task = {'decode.loss_ce'} if data == 'voc' else {'loss_task'}
+    task = {'decode.loss_ce'} if data in SEGMENTATION else {'loss_task'}
     distillation = {key for key in losses if key.startswith('distill.loss_')}
     assert set(losses) == {'loss'} | task | distillation
     assert len(distillation) == len(cfg.model.taps)
@@ -282,7 +302,7 @@ def check_optimizer(runner, data, cfg):
     groups = runner.optim_wrapper.optimizer.param_groups
     optimized = [names[id(parameter)] for group in groups for parameter in group['params']]
     assert sorted(optimized) == sorted(names.values())
-    if data == 'digits':
+    if data in EMBEDDED:
         return
     rate, decay, _, _ = RECIPES[data]
     for group in groups:

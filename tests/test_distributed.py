@@ -257,8 +257,9 @@ def test_rates_of_all_configs_follow_the_total_batch(path):
     cfg = Config.fromfile(path)
     data = path.stem.split('_')[0]
     # What the learning rate of the paper or its official code belongs to.
-    paper = 64 if 'pyramid200' in path.stem else dict(cifar100=128, imagenet=256, voc=12, digits=50)[data]
-    gpus = dict(cifar100=1, imagenet=8, voc=2, digits=1)[data]
+    batches = dict(cifar100=128, imagenet=256, voc=12, digits=50, digitscenes=16)
+    paper = 64 if 'pyramid200' in path.stem else batches[data]
+    gpus = dict(cifar100=1, imagenet=8, voc=2, digits=1, digitscenes=1)[data]
     if path.stem != 'voc_r101_r18_mmseg':
         assert cfg.train_dataloader.batch_size * gpus == paper
     assert cfg.auto_scale_lr == dict(base_batch_size=paper, enable=True)

@@ -232,10 +232,11 @@ def test_of_every_config_no_more_than_the_network_and_the_digits_remain(path):
     cfg = student_config(read_config(path))
     own = {name for name in types(cfg._cfg_dict) if name.startswith('overhaul.')}
     assert own <= {
-        'overhaul.CifarResNet', 'overhaul.DeepLabV3PlusHead', 'overhaul.Digits', 'overhaul.DilatedResNet',
-        'overhaul.MobileNetV1', 'overhaul.PyramidNet', 'overhaul.WideResNet'}
+        'overhaul.CifarResNet', 'overhaul.DeepLabV3PlusHead', 'overhaul.DigitScenes', 'overhaul.Digits',
+        'overhaul.DilatedResNet', 'overhaul.MobileNetV1', 'overhaul.PyramidNet', 'overhaul.WideResNet'}
     assert 'Pretrained' not in types(cfg._cfg_dict)
-    assert cfg.model.data_preprocessor.type.endswith('DataPreProcessor' if 'voc' in path.stem else 'DataPreprocessor')
+    assert cfg.model.data_preprocessor.type.endswith(
+        'DataPreProcessor' if path.stem.startswith(('voc', 'digitscenes')) else 'DataPreprocessor')
 
 
 def test_what_replaces_a_type_is_what_it_extends():
