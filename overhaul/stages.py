@@ -138,6 +138,7 @@ class _Call:
     inside: tuple[_Call, ...]  # the calls that it is part of
     input_size: tuple[int, int] | None  # of the feature map that enters; None for the image
     outputs: list[_Output] = field(default_factory=list)
+    parts: list[_Call] = field(default_factory=list)  # the calls right inside it
 
     @property
     def computes(self) -> bool:
@@ -151,10 +152,12 @@ class _Call:
 
     @property
     def is_block(self) -> bool:
-        """Return whether its module is more than a list of blocks, which some stages are that end with downsampling."""
-        lists = [self.module] if type(self.module).forward is nn.Sequential.forward else [
-            child for child in self.module.children() if isinstance(child, nn.ModuleList)]
-        return not any(list(part.parameters()) for blocks in lists for block in blocks for part in block.children())
+        """Return whether its module is no list of blocks, also none that ends with downsampling."""
+        if type(self.module).forward is nn.Sequential.forward:
+            return not any(list(part.parameters()) for block in self.module for part in block.children())
+        listed = {block for child in self.module.children() if isinstance(child, nn.ModuleList) for block in child}
+        blocks = [part for part in self.parts if part.module in listed]
+        return not blocks or any(block.gives(self.input_size) is None for block in blocks)
 
     def lowers(self, size: tuple[int, int]) -> bool:
         """Return whether it is a block that takes a feature map of that size to a lower resolution."""
@@ -162,8 +165,9 @@ class _Call:
                 and all(output.size < size for output in self.outputs))
 
     def beside(self, size: tuple[int, int]) -> bool:
-        """Return whether it goes to that size only inside, as squeeze and excitation and pyramid pooling do."""
-        return bool(self.outputs) and all(output.size > size for output in self.outputs)
+        """Return whether it goes to that size only inside, as squeeze and excitation, pyramids and attention do."""
+        sizes = {output.size for output in self.outputs}
+        return bool(sizes) and (min(sizes) > size or (sizes == {self.input_size} and size not in sizes))
 
 
 @dataclass(eq=False)
@@ -199,6 +203,8 @@ class _Trace:
 
     def _end(self, module: nn.Module, inputs: tuple, outputs: object) -> None:
         call = self._running.pop()
+        if self._running:
+            self._running[-1].parts.append(call)
         several = isinstance(outputs, (tuple, list)) and self._size(outputs) is None
         for output in outputs if several else (outputs, ):
             size = self._size(output)

@@ -99,6 +99,23 @@ def stage_with_downsampling(inputs, outputs):
                   downsample=conv(inputs, outputs, 2))
 
 
+def block_with_list(inputs, outputs):
+    """Half of its features at each resolution, as in STDC."""
+    def forward(self, x):
+        first = self.layers[0](x)
+        return torch.cat([self.pool(first), self.layers[1](first)], 1)
+    return Module(forward, layers=nn.ModuleList([unit(inputs, outputs // 2), unit(outputs // 2, outputs // 2, 2)]),
+                  pool=nn.AvgPool2d(2))
+
+
+def attention(channels):
+    """Whose weights look like a map of another size."""
+    def forward(self, x):
+        weights = self.weigh(torch.einsum('nchw,ncij->nhwij', x, x).flatten(3).flatten(1, 2)[:, None])
+        return x + self.project(x) * weights.mean()
+    return Module(forward, weigh=linear_unit(1, 4), project=conv(channels, channels))
+
+
 def squeeze_and_excitation(channels):
     def forward(self, x):
         return x * self.gate(self.conv(x.mean((2, 3), keepdim=True)))
@@ -135,6 +152,8 @@ def tokens(channels):
      ['0.2:input', '1.1.relu:input', '2.relu:input']),
     (lambda: nn.Sequential(unit(3, 8, 2), stage_with_downsampling(8, 16), unit(16, 16)),
      ['1.blocks.1.1', '2.2:input']),
+    (lambda: nn.Sequential(linear_unit(3, 8, 2), block_with_list(8, 16), linear_unit(16, 16)), ['0.1', '2.1']),
+    (lambda: nn.Sequential(linear_unit(3, 8, 2), linear_unit(8, 8, 4), attention(8)), ['0.1', '2']),
     (lambda: nn.Sequential(linear_unit(3, 8), OwnOrder(unit(8, 4), unit(4, 16, 2))), ['0.1', '1.1.2:input']),
     (lambda: nn.Sequential(linear_unit(3, 8, 2), squeeze_and_excitation(8), pooled(8)), ['2']),
     (lambda: nn.Sequential(linear_unit(3, 8, 2), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1)), ['0.1']),
@@ -142,8 +161,8 @@ def tokens(channels):
     (lambda: nn.Sequential(*[linear_unit(3 if i == 0 else 8, 8, 2) for i in range(5)]), ['1.1', '2.1', '3.1', '4.1']),
     (lambda: nn.Sequential(tokens(8)), ['0.norm']),
 ], ids=['activation', 'other activations', 'pre-activation', 'linear', 'identity', 'function', 'residual',
-        'stage with downsampling', 'Sequential that is no list', 'squeeze and pyramid', 'pooled to 1x1',
-        'pooling is no stage', 'four deepest', 'tokens'])
+        'stage with downsampling', 'block with a list', 'attention', 'Sequential that is no list',
+        'squeeze and pyramid', 'pooled to 1x1', 'pooling is no stage', 'four deepest', 'tokens'])
 def test_the_rule(backbone, expected):
     torch.manual_seed(0)
     model = Model(backbone())
