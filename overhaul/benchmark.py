@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -47,7 +48,8 @@ def measure(
     * Overhaul, in each of ``chosen``: the training step of the config's model, as the runner takes it.
 
     Speed: after a warm-up all variants take turns in this process, in an order that is shuffled in each round, so that
-    whatever else slows the machine down meets all alike. The ratio to the floor is taken within a round.
+    whatever else slows the machine down meets all alike. The ratio to the floor is taken within a round. With a single
+    thread on a CPU the seconds are those of the processor, which do not count while it runs other programs.
 
     Memory: each variant takes its steps in a fresh process. On a GPU it is the peak of torch's allocator. On a CPU it
     is what the peak of resident memory adds, during the steps, to what was resident when the models had been built;
@@ -117,6 +119,7 @@ def build_step(cfg: Config, variant: str, batch_size: int, device: str) -> Calla
     batch = pseudo_collate([images[i] for i in range(batch_size)])
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
+    MMLogger.get_instance('benchmark', log_level='WARNING')  # or there is a line for each weight that is initialised
     if variant == FLOOR:
         return _floor_step(cfg, batch, device)
     if variant == STUDENT:
@@ -128,7 +131,7 @@ def build_step(cfg: Config, variant: str, batch_size: int, device: str) -> Calla
         model.to(memory_format=torch.channels_last)
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     if 'compile' in variant:
-        modes.compile_train_step(model, optim_wrapper)
+        modes.compile_losses(model)
     return lambda: model.train_step(batch, optim_wrapper)
 
 
@@ -161,17 +164,19 @@ def _build(model_cfg: dict, device: str) -> nn.Module:
 def _take_turns(steps: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
     """Return the seconds per step of each variant, one number per round."""
     at_once = 10 if device == 'cuda' else 1  # a single step on a GPU is mostly launching
+    alone = device == 'cpu' and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     seconds = {name: [] for name in steps}
     order, shuffled = list(steps), random.Random(0)
     for _ in range(rounds):
         shuffled.shuffle(order)
         for name in order:
             _wait(device)
-            start = time.perf_counter()
+            start = clock()
             for _ in range(at_once):
                 steps[name]()
             _wait(device)
-            seconds[name].append((time.perf_counter() - start) / at_once)
+            seconds[name].append((clock() - start) / at_once)
     return seconds
 
 
@@ -208,15 +213,9 @@ def _resident(field: str) -> int:
     return int(re.search(rf'{field}:\s+(\d+) kB', status)[1]) * 1024
 
 
-def _in_fresh_process(function: Callable, cfg: Config, *arguments: object) -> object:
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_with_threads, torch.get_num_threads(), function, cfg, *arguments).result()
-
-
-def _with_threads(threads: int, function: Callable, *arguments: object) -> object:
-    torch.set_num_threads(threads)
-    return function(*arguments)
+def _in_fresh_process(function: Callable, *arguments: object) -> object:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _first_sentence(error: Exception) -> str:

@@ -56,7 +56,7 @@ class Bfloat16OptimWrapper(OptimWrapper):
         super().__init__(*args, **kwargs)
         if torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
             raise ValueError(
-                f'The {torch.cuda.get_device_name()} does not compute in bfloat16. Train in float32, or in float16 with '
+                f'The {torch.cuda.get_device_name()} does not compute in bfloat16. Train in float32, or in float16: '
                 'optim_wrapper.type=AmpOptimWrapper.')
 
     @contextmanager
@@ -79,17 +79,22 @@ class ChannelsLastHook(Hook):
 
 @HOOKS.register_module()
 class CompileHook(Hook):
-    """Compiles the training step with ``torch.compile``; validation is not compiled. The first steps take minutes."""
+    """Compiles the losses of a training step, forward and backward, with ``torch.compile``.
+
+    Data preparation, update and validation are not compiled. The first step takes a minute or more.
+    """
+
+    priority = 'VERY_LOW'  # after the hooks that try a batch, and find out what cannot be asked in a compiled step
 
     def before_train(self, runner: Runner) -> None:
         """Compile."""
-        compile_train_step(runner.model, runner.optim_wrapper)
+        compile_losses(bare_model(runner))
 
 
-def compile_train_step(model: nn.Module, optim_wrapper: OptimWrapper) -> None:
-    """Compile ``model.train_step`` up to the update of the weights.
+def compile_losses(model: nn.Module) -> None:
+    """Compile ``model.loss``.
 
-    mmengine's own ``compile=True`` takes the optimizer in, which is then compiled anew for each learning rate.
+    mmengine's own ``compile=True`` compiles the whole ``train_step``. It takes the optimizer in, which is then compiled
+    anew for each learning rate, and breaks off in the data preprocessor.
     """
-    optim_wrapper.update_params = torch.compiler.disable(optim_wrapper.update_params)
-    model.train_step = torch.compile(model.train_step)
+    model.loss = torch.compile(model.loss)

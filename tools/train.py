@@ -10,7 +10,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from overhaul import compat, dry_run, exact_resume, same_start
+from overhaul import compat, dry_run, exact_resume, modes, same_start
 from overhaul.checkpoints import check_resumable, latest_checkpoint, read_checkpoint
 from overhaul.errors import one_paragraph_errors
 from overhaul.hooks.runner import bare_model
@@ -30,6 +30,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         '--dry-run', action='store_true',
         help='try the config: two training steps and one validation step on random data, without dataset and teacher')
+    parser.add_argument(
+        '--amp', action='store_true', help='compute in bfloat16 where that does no harm, on a GPU or CPU')
+    parser.add_argument('--channels-last', action='store_true', help='keep features and convolutions channels last')
+    parser.add_argument('--compile', action='store_true', help='compile the losses; the first step takes minutes')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument(
         '--cfg-options', nargs='+', action=Overrides, metavar='KEY=VALUE',
@@ -48,6 +52,8 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
     if arguments.student_only:
         cfg.model = student_only(cfg)
         name += '_student_only'
+    asked_for = {'bfloat16': arguments.amp, 'channels_last': arguments.channels_last, 'compile': arguments.compile}
+    modes.turn_on(cfg, [mode for mode, wanted in asked_for.items() if wanted])
     cfg.work_dir = arguments.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
     resume = arguments.resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto'))
     if resume:
