@@ -1,6 +1,10 @@
 import copy
 import functools
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from overhaul.hooks.health import doubts_of_teacher
 from overhaul.hooks.runner import bare_model
 from overhaul.modes import CompileHook
 
+ROOT = Path(__file__).parents[2]
 BATCHES = [batch(seed=seed) for seed in range(4)]
 
 
@@ -241,3 +246,59 @@ def test_tap_that_is_not_finite(tmp_path):
 def test_wrong_setting(settings):
     with pytest.raises(ValueError, match=r"HealthHook\(on_\w+='\w+'\): give '\w+' or '\w+'\."):
         HealthHook(**settings)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes
+
+IN_EACH_PROCESS = """
+import sys
+
+import torch
+from mmengine import dist
+from mmengine.hooks import Hook
+from small_models import batch, build_distiller, runner, sgd
+
+from overhaul.hooks import HealthHook
+from overhaul.hooks.runner import bare_model
+
+
+class Spoil(Hook):
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner):
+        if what == 'margin' and dist.get_rank() == 1:
+            bare_model(runner).margins[0].margin.fill_(0.5)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if what == 'loss' and dist.get_rank() == 1 and runner.iter == 1:
+            outputs['loss'] = torch.tensor(float('nan'))
+
+
+torch.distributed.init_process_group('gloo')
+for what in ('loss', 'margin'):
+    file = f'{sys.argv[1]}/{what}{dist.get_rank()}'
+    run = runner(
+        file + '_work_dir', build_distiller(), [batch(seed=seed) for seed in range(4)], 1, sgd(0.01),
+        [HealthHook(on_doubt='stop'), Spoil()], launcher='pytorch',
+        cfg=dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)))
+    try:
+        run.train()
+    except ValueError as error:
+        open(file, 'w').write(str(error))
+"""
+
+
+def test_what_one_process_finds_stops_all(tmp_path):
+    script = tmp_path / 'script.py'
+    script.write_text(IN_EACH_PROCESS)
+    subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+         str(script), str(tmp_path)],
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}, check=True, timeout=120,
+        capture_output=True)
+    messages = {name: (tmp_path / name).read_text() for name in ('loss0', 'loss1', 'margin0', 'margin1')}
+    assert messages['loss0'].startswith('Iteration 2: a loss or gradient is not finite in another process.')
+    assert messages['loss1'].startswith('Iteration 2: the loss is nan.')
+    assert messages['margin0'] == messages['margin1']
+    assert messages['margin0'].startswith('32 margins of the teacher tap "backbone.block2.0.bn1" are above 0')
