@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = {str(page.relative_to(ROOT)): page.read_text()
          for page in [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]}
 SHIPPED = {path.name for path in (ROOT / 'configs').glob('*.py')}
-SCRIPTS = dict(dist_train='train.py', slurm_train='train.py', dist_test='test.py')
+# What a script starts, and the place of the number of GPUs among its arguments.
+SCRIPTS = {'tools/dist_train.sh': ('train.py', 1), 'tools/dist_test.sh': ('test.py', 2)}
 
 
 def commands(text):
@@ -44,7 +45,7 @@ def parse(tool, arguments):
 
 
 @pytest.mark.parametrize('command', COMMANDS, ids=' '.join)
-def test_a_command_is_one_that_there_is(command, monkeypatch):
+def test_a_command_is_one_that_there_is(command):
     page, program, *arguments = command
     assert (ROOT / program).is_file()
     for word in arguments:
@@ -52,18 +53,12 @@ def test_a_command_is_one_that_there_is(command, monkeypatch):
             assert (ROOT / word).exists(), word
         if word.startswith(own_configs.PREFIX):
             assert Path(own_configs.own_config(word)).is_file(), word
-    if not program.startswith('tools/'):
-        return
-    tool = Path(program)
-    if tool.suffix == '.sh':
-        if tool.stem not in SCRIPTS:
-            return
-        positional = arguments[:{'dist_test': 3}.get(tool.stem, 2)]  # ... and the number of GPUs is the script's own
-        gpus = positional.pop()
-        assert gpus.isdigit() or gpus.isupper(), command
-        arguments = positional + arguments[len(positional) + 1:]
-        tool = Path(SCRIPTS[tool.stem])
-    parse(tool.name, arguments)
+    if program in SCRIPTS:
+        tool, place = SCRIPTS[program]
+        assert arguments.pop(place).isdigit()
+        parse(tool, arguments)
+    elif re.match(r'tools/\w+\.py$', program):
+        parse(Path(program).name, arguments)
 
 
 def test_commands_were_found():
