@@ -260,7 +260,9 @@ class _Trace:
                 'or runs again later, and no batch norm to take instead. Name the taps.')
         alike = [norm for norm in norms if norm.outputs[0].channels == output.channels]
         norm = (alike or norms)[-1]
-        return Stage(norm.path, norm.outputs[0].channels, output.size)
+        # Those of timm hold their activation.
+        inside = [f'{part.path}:input' for part in norm.parts if type(part.module).__name__ in _ACTIVATIONS]
+        return Stage([norm.path, *inside][-1], norm.outputs[0].channels, output.size)
 
 
 def _paper_taps(part: nn.Module | None) -> Sequence[str] | dict[str, float] | None:
