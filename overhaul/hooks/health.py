@@ -36,7 +36,8 @@ class HealthHook(Hook):
     Args:
         on_nonfinite: ``'stop'`` ends the training before that step is validated or saved. ``'skip'`` leaves the weights
             as they were, counts the step (``steps_skipped`` in the log and the checkpoint) and goes on, unless that
-            happens 100 times in a row; the optimizer then waits for each gradient. Default: ``'stop'``.
+            happens 100 times in a row; the optimizer then waits for each gradient. The running statistics of batch
+            norms have taken in the batch all the same. Default: ``'stop'``.
         on_doubt: What to do about the findings before the first step: ``'warn'`` or ``'stop'``. Default: ``'warn'``.
         largest_ratio: Distillation loss over task loss from which the task is taken to be drowned. Default: 1000.
 
@@ -104,6 +105,8 @@ class HealthHook(Hook):
     def _look(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group['params']
                       if parameter.grad is not None and parameter.numel()]
+        if not parameters:
+            return
         gradients = [parameter.grad for parameter in parameters]
         self._norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32))  # of infinity it is slow
         self._parameters = [id(parameter) for parameter in parameters]
