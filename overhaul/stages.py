@@ -148,7 +148,7 @@ class _Call:
 
     def gives(self, size: tuple[int, int]) -> _Output | None:
         """Return its feature map of that size."""
-        return next((output for output in self.outputs if output.size == size), None)
+        return next((output for output in self.outputs if output.size == size and output.feature.givers), None)
 
     @property
     def is_block(self) -> bool:
@@ -213,7 +213,8 @@ class _Trace:
             tensor = output if isinstance(output, Tensor) else output[0]
             # On the tensor, since ids are used again; an in-place operation keeps it.
             tensor._feature = feature = getattr(tensor, '_feature', None) or _Feature()
-            feature.givers.append((call, tensor._version))
+            if not several or feature.givers:  # no tap takes one of several that no module gave before
+                feature.givers.append((call, tensor._version))
             call.outputs.append(
                 _Output(feature, tensor._version, as_map(output).shape[1], size, bool((tensor < 0).any())))
         self.calls.append(call)
