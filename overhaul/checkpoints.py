@@ -93,7 +93,8 @@ def load_weights(model: nn.Module, source: str) -> None:
         raise ValueError(
             f'{len(wrong)} tensors of the checkpoint "{source}" hold NaN or infinite values ({_examples(wrong)}): the '
             'training that it is from went wrong, or the file is damaged. Nothing was loaded. Take an earlier one.')
-    model.load_state_dict({**current, **weights}, strict=True)
+    # All that there is fits. Some models, as SwinV2, drop on the way what they compute themselves.
+    model.load_state_dict({**current, **weights}, strict=False)
     print_log(f'Loaded {len(weights)} tensors of {source} into the {type(model).__name__}.', logger='current')
     if spare:
         print_log(
