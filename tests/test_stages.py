@@ -1,5 +1,6 @@
 """The taps of taps='auto': the paper's in the paper's networks, and elsewhere what one rule says."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,17 @@ class OwnOrder(nn.Sequential):
         return self[1](self[0](inputs))
 
 
+class NormWithActivation(nn.BatchNorm2d):
+    """As those of timm are."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, inputs):
+        return self.act(super().forward(inputs))
+
+
 def conv(inputs, outputs, stride=1):
     return nn.Conv2d(inputs, outputs, 3, stride, 1)
 
@@ -87,6 +99,11 @@ def residual(inputs, outputs, stride=1):
 def with_function(inputs, outputs):
     return Module(lambda self, x: self.bn(self.conv(x)).relu(), conv=conv(inputs, outputs, 2),
                   bn=nn.BatchNorm2d(outputs))
+
+
+def with_activation_inside(inputs, outputs):
+    return Module(lambda self, x: 2 * self.bn(self.conv(x)), conv=conv(inputs, outputs, 2),
+                  bn=NormWithActivation(outputs))
 
 
 def stage_with_downsampling(inputs, outputs):
@@ -148,6 +165,7 @@ def tokens(channels):
     (lambda: nn.Sequential(linear_unit(3, 8, 2), linear_unit(8, 16, 2)), ['0.1', '1.1']),
     (lambda: nn.Sequential(linear_unit(3, 8, 2), nn.Identity(), linear_unit(8, 16, 2), nn.Identity()), ['0.1', '2.1']),
     (lambda: nn.Sequential(with_function(3, 8), with_function(8, 16)), ['0.bn', '1.bn']),
+    (lambda: nn.Sequential(with_activation_inside(3, 8)), ['0.bn.act:input']),
     (lambda: nn.Sequential(unit(3, 8), nn.Sequential(residual(8, 16, 2), residual(16, 16)), residual(16, 32, 2)),
      ['0.2:input', '1.1.relu:input', '2.relu:input']),
     (lambda: nn.Sequential(unit(3, 8, 2), stage_with_downsampling(8, 16), unit(16, 16)),
@@ -160,8 +178,8 @@ def tokens(channels):
     (lambda: nn.Sequential(nn.MaxPool2d(2), linear_unit(3, 8), nn.AvgPool2d(2)), ['1.1']),
     (lambda: nn.Sequential(*[linear_unit(3 if i == 0 else 8, 8, 2) for i in range(5)]), ['1.1', '2.1', '3.1', '4.1']),
     (lambda: nn.Sequential(tokens(8)), ['0.norm']),
-], ids=['activation', 'other activations', 'pre-activation', 'linear', 'identity', 'function', 'residual',
-        'stage with downsampling', 'block with a list', 'attention', 'Sequential that is no list',
+], ids=['activation', 'other activations', 'pre-activation', 'linear', 'identity', 'function', 'inside',
+        'residual', 'stage with downsampling', 'block with a list', 'attention', 'Sequential that is no list',
         'squeeze and pyramid', 'pooled to 1x1', 'pooling is no stage', 'four deepest', 'tokens'])
 def test_the_rule(backbone, expected):
     torch.manual_seed(0)
@@ -283,3 +301,15 @@ def test_a_distillation_between_sizes_that_are_near():
         model.teacher_taps, model.student_taps)] == [((16, 16), (15, 15)), ((8, 8), (7, 7)), ((4, 4), (3, 3))]
     losses = model(*batch(pixels=64), mode='loss')
     assert all(losses[name].item() > 0 for name in model.loss_names)
+
+
+def test_the_page_of_backbones_lists_what_is_found():
+    """With the networks of its script, and for two of them the rows that it would write today."""
+    pytest.importorskip('timm')
+    docs = Path(__file__).parents[1] / 'docs'
+    script = runpy.run_path(str(docs / 'backbones.py'))
+    rows = [line.strip('| ').split(' | ') for line in (docs / 'backbones.md').read_text().splitlines()[16:]]
+    networks = {network[:2]: network for network in script['networks']()}
+    assert [tuple(row[:2]) for row in rows] == list(networks)
+    for name in (('mmpretrain', 'convnext_v2/convnext-v2-atto_32xb32_in1k'), ('timm', 'lcnet_050')):
+        assert script['look_at'](networks[name]) in rows
