@@ -42,7 +42,7 @@ setup(
     cmdclass={'build_py': BuildWithConfigs},
     package_data={'overhaul': ['py.typed', 'weights/*.pth']},
     install_requires=[
-        'torch>=2.4',
+        'torch>=2.6',
         'torchvision',
         'mmengine>=0.10.7',
         'mmsegmentation>=1.2.2',
