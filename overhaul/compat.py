@@ -1,4 +1,7 @@
-"""Every workaround for the stack, each with its reason and the condition under which it can be deleted."""
+"""Every workaround for the stack, each with its reason and the condition under which it can be deleted.
+
+One more, which must not need torch, is own_configs.py.
+"""
 
 import functools
 import importlib.util

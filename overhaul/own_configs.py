@@ -1,7 +1,8 @@
 """``overhaul::voc_r101_r18.py``: the configs that come with this package, by name, from any folder and repository.
 
-A workaround for mmengine 0.10.7, which has a fixed list of the packages that configs may be taken from, refuses one that
-is in no folder, and does not find a package that pip has installed as editable.
+A workaround for mmengine 0.10.7, which has a fixed list of the packages that configs may be taken from, refuses one
+that is in no folder, and does not find a package that pip has installed as editable. Not in compat.py, which needs
+torch, for it is in place as soon as overhaul is imported.
 Delete when mmengine asks the package where its configs are.
 """
 
@@ -27,5 +28,5 @@ def allow_as_base() -> None:
 
 
 def _base_path(path: str, filename: str) -> tuple[str, str | None]:
-    """Return where a base is, and the scope for its types; ``None`` leaves them to the ``default_scope`` of the base."""
+    """Return where a base is, and the scope for its types: ``None`` leaves them to its ``default_scope``."""
     return (own_config(path), None) if path.startswith(PREFIX) else _mmengine_path(path, filename)
