@@ -33,8 +33,11 @@ elif [ -z "${MEETING_POINT[*]}" ]; then
         --master-port="${PORT:-29500}")
 fi
 
+if [ -n "$MAX_RESTARTS" ]; then
+    # Otherwise torchrun keeps one store, and processes that begin again may find the addresses of dead ones in it.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
-exec python -m torch.distributed.run "${MEETING_POINT[@]}" --nproc-per-node="$GPUS" \
-    ${MAX_RESTARTS:+--max-restarts="$MAX_RESTARTS"} \
-    "$TOOLS/$FILE" "${@:3}" --launcher pytorch
+exec python -m torch.distributed.run "${MEETING_POINT[@]}" ${MAX_RESTARTS:+--max-restarts="$MAX_RESTARTS"} \
+    --nproc-per-node="$GPUS" "$TOOLS/$FILE" "${@:3}" --launcher pytorch
