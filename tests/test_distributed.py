@@ -351,6 +351,11 @@ def shell(tmp_path):
      '--nnodes=3 --node-rank=2 --master-addr=first --master-port=29500'),
     (dict(NNODES='3', NODE_RANK='0', MASTER_ADDR='first', PORT='4000'),
      '--nnodes=3 --node-rank=0 --master-addr=first --master-port=4000'),
+    (dict(MAX_RESTARTS='3'), '--standalone --local-addr=127.0.0.1 --max-restarts=3'),
+    (dict(MAX_RESTARTS='3', NNODES='3', NODE_RANK='2', MASTER_ADDR='first'),
+     '--nnodes=3 --rdzv-backend=c10d --rdzv-endpoint=first:29500 --rdzv-conf=is_host=0 --max-restarts=3'),
+    (dict(MAX_RESTARTS='3', PORT='4000'),
+     '--nnodes=1 --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:4000 --rdzv-conf=is_host=1 --max-restarts=3'),
 ])
 @pytest.mark.parametrize('script, arguments, tool', [
     ('dist_train.sh', ['configs/some.py', '8', '--resume'], 'train.py configs/some.py --resume'),
