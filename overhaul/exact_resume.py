@@ -68,7 +68,7 @@ class _ExactResumeHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         """Set what the forward pass draws from, as dropout does."""
-        _seed(runner.seed, dist.get_rank(), runner.iter)
+        torch.manual_seed(_seed(runner.seed, dist.get_rank(), runner.iter))
 
 
 def _validation_due(runner: Runner) -> bool:
@@ -126,9 +126,10 @@ class _SeededDataset(Dataset):
         return getattr(self.dataset, name)
 
 
-def _seed(*place: int) -> None:
-    """Set all generators to numbers that belong to that place only."""
+def _seed(*place: int) -> int:
+    """Set the generators of the CPU to numbers that belong to that place only, and return their seed."""
     seed = int(np.random.SeedSequence(place).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed also asks for devices, which takes longer than a crop
+    return seed
