@@ -1,0 +1,145 @@
+"""Measure how the cost of a distillation grows, how long it takes to start, and what loading its data costs.
+
+    OMP_NUM_THREADS=1 python docs/speed.py [growth] [start] [data] [processes]
+
+Prints the second half of docs/speed.md; tools/benchmark.py, the first. On setting (c) of CIFAR-100, without its images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+
+from overhaul import benchmark
+from overhaul.datasets import InMemory
+from overhaul.exact_resume import _NumberedBatches, _SeededDataset
+from overhaul.registry import MODELS
+from overhaul.settings import read_config
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / 'configs/cifar100_wrn28_4_wrn16_2.py'
+DIGITS = ROOT / 'configs/digits_wrn16_2_wrn10_1.py'
+ROUNDS = 5
+
+
+def growth() -> None:
+    """Time and memory against batch size, image size and number of taps."""
+    table('batch size', [(size, size, 32, 3) for size in (16, 32, 64, 128)])
+    table('pixels', [(side**2, 32, side, 3) for side in (16, 32, 48, 64)])
+    table('taps', [(taps, 64, 32, taps) for taps in (1, 2, 3)])
+
+
+def table(what: str, settings: Sequence[tuple[int, int, int, int]]) -> None:
+    """Print time and memory per setting: its number in the table, batch size, side of the image, taps."""
+    print(f'| {what} | floor, ms | Overhaul, ms | ratio | floor, MiB | Overhaul, MiB | ratio |\n|{"---|" * 7}')
+    numbers, columns = [], []
+    for number, batch_size, side, taps in settings:
+        cfg = read_config(CONFIG)
+        cfg.model.input_size = (side, side)
+        cfg.model.taps = cfg.model.taps[-taps:]
+        result = benchmark.measure(cfg, batch_size, 'cpu', ROUNDS, ['eager'], progress=lambda _: None)
+        floor, ours = (result['variants'][name] for name in ('floor', 'eager'))
+        times = [1000 * float(np.median(variant['seconds'])) for variant in (floor, ours)]
+        memory = [variant['memory'] / 2**20 for variant in (floor, ours)]
+        print(f'| {number} | {times[0]:.0f} | {times[1]:.0f} | {ours["ratio"]["median"]:.3f} | {memory[0]:.0f} '
+              f'| {memory[1]:.0f} | {ours["memory_ratio"]:.3f} |', flush=True)
+        numbers.append(number)
+        columns.append([*times, *memory])
+    slopes = [np.polyfit(numbers, column, 1)[0] for column in zip(*columns)]
+    fit = [np.corrcoef(numbers, column)[0, 1]**2 for column in zip(*columns)]
+    print(f'| slope, R² | {slopes[0]:.3g}, {fit[0]:.3f} | {slopes[1]:.3g}, {fit[1]:.3f} | | {slopes[2]:.3g}, '
+          f'{fit[2]:.3f} | {slopes[3]:.3g}, {fit[3]:.3f} | |\n')
+
+
+def start() -> None:
+    """Processor seconds from the command to the first step."""
+    print('| | seconds |\n|---|---|')
+    for name, command in (
+            ('`import overhaul`', ['-c', 'import overhaul']),
+            ('`import torch, mmengine.runner`', ['-c', 'import torch, mmengine.runner']),
+            ('`import overhaul.distiller`', ['-c', 'import overhaul.distiller']),
+            ('`import mmpretrain.models`', ['-c', 'import mmpretrain.models']),
+            ('`tools/train.py` on the digits, first step included', [
+                str(ROOT / 'tools/train.py'), str(DIGITS), '--dry-run'])):
+        before = os.times()
+        subprocess.run([sys.executable, '-W', 'ignore', *command], check=True, capture_output=True, cwd=ROOT)
+        after = os.times()
+        print(f'| {name} | {sum(after[2:4]) - sum(before[2:4]):.1f} |', flush=True)
+    print()
+
+
+class Noise(Dataset):
+    """Images (H, W, 3) that go through a pipeline as those of CIFAR-100 do."""
+
+    def __init__(self, pipeline: Sequence[dict]) -> None:
+        self.images = np.random.RandomState(0).randint(0, 256, (1024, 32, 32, 3), dtype=np.uint8)
+        self.pipeline = Compose(pipeline)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.pipeline(dict(img=self.images[index], gt_label=index % 100, img_shape=(32, 32), ori_shape=(32, 32)))
+
+
+def data() -> None:
+    """Processor time per batch of 128, from the dataset to what enters the model, by one process without workers."""
+    print('| | loading, ms | preprocessor, ms |\n|---|---|---|')
+    for base in ('cifar100', 'cifar100_in_memory'):
+        cfg = Config.fromfile(ROOT / f'configs/_base_/datasets/{base}.py')
+        dataset = cfg.train_dataloader.dataset
+        source = Noise(dataset.get('dataset', dataset).pipeline)
+        if base == 'cifar100_in_memory':
+            memory = InMemory.__new__(InMemory)
+            items = [source[i] for i in range(len(source))]
+            memory.images = torch.stack([item['inputs'] for item in items])
+            memory.labels = torch.cat([item['data_samples'].gt_label for item in items])
+            source = memory
+        preprocessor = MODELS.build(cfg.data_preprocessor)
+        loading, preparing = [], []
+        for _ in range(5):
+            # As in a training, whose draws depend on the place of an image in it.
+            places = _NumberedBatches(BatchSampler(RandomSampler(source), 128, False), (0, 0), first=0, skip=0)
+            batches = iter(DataLoader(_SeededDataset(source), batch_sampler=places, collate_fn=pseudo_collate))
+            for _ in range(len(source) // 128):
+                times = [time.process_time()]
+                batch = next(batches)
+                times.append(time.process_time())
+                preprocessor(batch, True)
+                times.append(time.process_time())
+                loading.append(times[1] - times[0])
+                preparing.append(times[2] - times[1])
+        print(f'| `{base}.py` | {1000 * np.median(loading):.1f} | {1000 * np.median(preparing):.1f} |')
+    print()
+
+
+def processes() -> None:
+    """Seconds per step of the digits by one process, and by two with a batch each."""
+    print('| processes | images per step | ms per step |\n|---|---|---|')
+    for count in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(
+                ['bash', str(ROOT / 'tools/dist_train.sh'), str(DIGITS), str(count), '--work-dir', folder,
+                 '--cfg-options', 'train_cfg.max_iters=60', 'default_hooks.logger.interval=1'],
+                check=True, capture_output=True, cwd=ROOT)
+            rows = next(Path(folder).glob('*/vis_data/scalars.json')).read_text().splitlines()
+        times = [row['time'] for row in map(json.loads, rows) if 'loss' in row]
+        print(f'| {count} | {50 * count} | {1000 * np.median(times[10:]):.0f} |', flush=True)
+
+
+if __name__ == '__main__':
+    for name in sys.argv[1:] or ('growth', 'start', 'data', 'processes'):
+        globals()[name]()
