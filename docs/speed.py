@@ -72,7 +72,7 @@ def start() -> None:
             ('`import torch, mmengine.runner`', ['-c', 'import torch, mmengine.runner']),
             ('`import overhaul.distiller`', ['-c', 'import overhaul.distiller']),
             ('`import mmpretrain.models`', ['-c', 'import mmpretrain.models']),
-            ('`tools/train.py` on the digits, first step included', [
+            ('`tools/train.py` on the digits with `--dry-run`, all of it', [
                 str(ROOT / 'tools/train.py'), str(DIGITS), '--dry-run'])):
         before = os.times()
         subprocess.run([sys.executable, '-W', 'ignore', *command], check=True, capture_output=True, cwd=ROOT)
