@@ -167,7 +167,7 @@ def draw_budget(
         axes.yaxis.set_major_formatter('{x:g}')
         axes.yaxis.set_minor_formatter(NullFormatter())
     seeds = {len(sample) for side in results.values() for sample in side.values()}
-    _finish(axes, title=f'mean and its 95 % interval, {"-".join(map(str, sorted(seeds)))} seeds')
+    _finish(axes, title=f'mean and its 95 % interval, {" to ".join(map(str, sorted({min(seeds), max(seeds)})))} seeds')
     return figure
 
 
