@@ -4,7 +4,7 @@
 
 Teacher, student and connectors get the weights that the recipe in tests/golden.py regenerates, the inputs likewise. In
 float64, teacher batch norms on batch statistics, dropout 0. One line per quantity: name, ours, golden, relative
-difference. Losses must agree to 1e-9, gradients to 1e-7.
+difference. Losses must agree to 1e-9, gradients to 1e-7. A file of margin cases is compared with the closed form.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from overhaul.checkpoints import load_weights, to_model_keys
 from overhaul.distiller import OverhaulDistiller
+from overhaul.margins import margin_from_batch_norm
 from overhaul.registry import MODELS
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ CONFIGS = {
     'voc_resnet18': 'voc_r101_r18',
     'voc_mobilenetv2': 'voc_r101_mbv2',
 }
-LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-9, 1e-7
+LOSS_TOLERANCE, GRADIENT_TOLERANCE, MARGIN_TOLERANCE = 1e-9, 1e-7, 1e-6
 # mmseg's MobileNetV2 pads inside its convolutions and the official one before its blocks, so the values differ.
 STUDENT_DIFFERS = ('voc_mobilenetv2', )
 
@@ -49,8 +49,6 @@ STUDENT_DIFFERS = ('voc_mobilenetv2', )
 def build(golden: dict) -> OverhaulDistiller:
     """Build the config of a golden file with the recipe's weights, in float64 and train mode."""
     setting = golden['setting']
-    if setting not in CONFIGS:
-        raise SystemExit(f'error: no config belongs to the setting "{setting}". Known: {", ".join(CONFIGS)}.')
     cfg = Config.fromfile(ROOT / 'configs' / f'{CONFIGS[setting]}.py')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +113,7 @@ def compare(golden: dict) -> Iterator[tuple]:
 
     with torch.no_grad():
         features = model.teacher_taps.read(model.teacher, images)
-    for i, (tap, feature, margin) in enumerate(zip(golden['taps'], features, model.margins)):
+    for i, (tap, feature, margin) in enumerate(zip(golden['taps'], features, model.margins, strict=True)):
         yield from statistics(f'tap {i + 1} teacher feature', feature, tap['teacher_feat'])
         ours, theirs = margin.margin, tap['margin']
         for key, value in (('mean', ours.mean()), ('min', ours.min()), ('max', ours.max()), ('sum', ours.sum())):
@@ -170,13 +168,36 @@ def compare_student(model: OverhaulDistiller, golden: dict, images: Tensor) -> I
     yield 'teacher parameters with a gradient', trained_teacher, gradients['teacher_params_with_grad'], 0, 0
 
 
+def compare_margins(cases: list[dict]) -> Iterator[tuple]:
+    """Yield the margin of each case that the official code has one for."""
+    for case in cases:
+        if case['margin_float64'] is not None:
+            weight, bias = torch.tensor([case['bn_weight'], case['bn_bias']], dtype=torch.float64)
+            ours = margin_from_batch_norm(weight, bias)
+            yield f'margin of {weight:g} and {bias:g}', ours, case['margin_float64'], MARGIN_TOLERANCE, 0
+
+
+def read(file: Path) -> dict | list:
+    """Return what is in a golden file: a setting, or a list of margin cases."""
+    try:
+        golden = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'error: "{file}" is no golden file: {error}.') from None
+    if isinstance(golden, dict) and golden.get('setting') not in CONFIGS:
+        raise SystemExit(
+            f'error: no config belongs to the setting "{golden.get("setting")}" of "{file}". Known: '
+            f'{", ".join(CONFIGS)}.')
+    return golden
+
+
 def run(file: Path) -> bool:
     """Print the comparison with one golden file and return whether everything agrees."""
-    golden = json.loads(file.read_text())
-    print(f'{golden["setting"]}: configs/{CONFIGS.get(golden["setting"], "?")}.py')
+    golden = read(file)
+    of_setting = isinstance(golden, dict)
+    print(f'{golden["setting"]}: configs/{CONFIGS[golden["setting"]]}.py' if of_setting else f'{file.stem}:')
     agree = True
-    with DefaultScope.overwrite_default_scope(None), warnings.catch_warnings():
-        for name, ours, theirs, tolerance, least_scale in compare(golden):
+    with DefaultScope.overwrite_default_scope(None):
+        for name, ours, theirs, tolerance, least_scale in compare(golden) if of_setting else compare_margins(golden):
             ours = float(ours)
             difference = abs(ours - theirs) / (max(abs(theirs), least_scale) or 1.0)
             verdict = '' if difference <= tolerance else '  <-- differs'

@@ -60,10 +60,26 @@ def test_one_wrong_digit_fails_the_tool_and_all_else_of_that_setting_agrees(tmp_
     assert [name for name, row in rows.items() if row[3]] == ['tap 2 raw loss']
 
 
-def test_unknown_setting_is_an_error_that_names_the_known_ones(tmp_path):
+def test_margin_cases_are_compared_too(tmp_path, capsys):
+    assert parity.main([str(GOLDEN / 'margin_cases.json')]) == 0
+    rows = table(capsys.readouterr().out)
+    cases = json.loads((GOLDEN / 'margin_cases.json').read_text())
+    assert len(rows) == sum(case['margin_float64'] is not None for case in cases) > 10
+    cases[0]['margin_float64'] *= 1 + 1e-5
+    (tmp_path / 'tampered.json').write_text(json.dumps(cases))
+    assert parity.main([str(tmp_path / 'tampered.json')]) == 1
+    assert capsys.readouterr().out.endswith('\nparity: FAILED\n')
+
+
+@pytest.mark.parametrize(('content', 'message'), [
+    ('{"setting": "cifar_z"}', 'no config belongs to the setting "cifar_z" of ".*". Known: cifar_a, cifar_b'),
+    ('{}', 'no config belongs to the setting "None"'), ('{"setting"', 'is no golden file'),
+    (None, 'is no golden file')])
+def test_a_file_that_is_none_is_told(tmp_path, content, message):
     file = tmp_path / 'golden.json'
-    file.write_text(json.dumps({'setting': 'cifar_z'}))
-    with pytest.raises(SystemExit, match='no config belongs to the setting "cifar_z". Known: cifar_a, cifar_b'):
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SystemExit, match=message):
         parity.main([str(file)])
 
 
