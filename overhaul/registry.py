@@ -17,7 +17,7 @@ from torch import nn
 
 from overhaul import compat
 
-# Whatever of overhaul a config names, this module is imported first, and so before mmseg.
+# Whatever of overhaul a config names, this module is imported first.
 compat.apply()
 
 # mmengine's functions that make something of a part of a config.
