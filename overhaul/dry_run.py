@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -21,14 +22,20 @@ _STEPS = 2
 def prepare(cfg: Config) -> None:
     """Edit a training config so that it runs two training steps and one validation step on random data.
 
-    Images have the size of ``model.input_size``, batches the size that the config says.
+    Batches have the size that the config says. Images have that of ``model.input_size``; else that which the data
+    preprocessor fills them up to; else that which the last transform of the training data with a ``scale``,
+    ``crop_size`` or ``size`` gives them; else 224x224.
     """
-    size = tuple(cfg.model.get('input_size', (224, 224)))
     for part in cfg.model.keys() & {'teacher', 'student'}:
         cfg.model[part] = ConfigDict(model_of(cfg.model[part]))
-    for part in (cfg, cfg.model, cfg.model.get('student')):
-        if part and (part.get('data_preprocessor') or {}).get('size'):
-            part['data_preprocessor']['size'] = size  # what mmseg fills images up to
+    preprocessors = [
+        part['data_preprocessor'] for part in (cfg, cfg.model, cfg.model.get('student'))
+        if part and (part.get('data_preprocessor') or {}).get('size')]
+    told = [*_sizes(cfg.train_dataloader.dataset), *(part['size'] for part in reversed(preprocessors))]
+    size = cfg.model.get('input_size') or (told[-1] if told else 224)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    for part in preprocessors:
+        part['size'] = size  # what mmseg fills images up to
     student = cfg.model.get('student', cfg.model)
     segmentation = 'decode_head' in student
     num_classes = student['decode_head' if segmentation else 'head']['num_classes']
@@ -52,6 +59,18 @@ def prepare(cfg: Config) -> None:
     for hook in (*cfg.default_hooks.values(), *cfg.custom_hooks):
         if hook and hook['type'] == 'overhaul.CalibrateHook':
             hook['batches'] = _STEPS
+
+
+def _sizes(data: object) -> Iterator[int | Sequence[int]]:
+    """Yield the sizes that the transforms in the config of a dataset give images, the last one last."""
+    if isinstance(data, dict):
+        for size in map(data.get, ('scale', 'crop_size', 'size')):
+            pair = size if isinstance(size, list | tuple) else (size, size)
+            if len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair):
+                yield size
+        data = list(data.values())
+    for part in data if isinstance(data, list | tuple) else ():
+        yield from _sizes(part)
 
 
 def without_downloads(model: dict | list) -> None:
