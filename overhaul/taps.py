@@ -47,7 +47,7 @@ class Tap:
         self.channels: int | None = None
         self.size: tuple[int, int] | None = None
         self.norm_path: str | None = None
-        self._reading = False
+        self._reading = self._with_gradient = self._cut_off = False
         self.calls = 0
         self.last_call: int | None = None
         self._copy = False
@@ -85,6 +85,7 @@ class Tap:
                 'feature map (N, C, H, W), or tokens (N, H * W, C) of a square one. Choose a module inside it, before '
                 'the pooling or flattening.')
         self._feature = feature_map.clone() if self._copy else feature_map
+        self._cut_off = self._with_gradient and not torch.is_grad_enabled()
         self.calls += 1
         if not torch.compiler.is_compiling():
             self._version = self._feature._version
@@ -98,17 +99,24 @@ class Tap:
     def start(self) -> None:
         """Get ready for a forward pass; only what runs between here and :meth:`take` is read."""
         self._reading, self.calls, self._feature = True, 0, None
+        self._with_gradient = torch.is_grad_enabled()
 
     def take(self) -> Tensor:
         """Hand over the feature of the forward pass that just ended, and keep nothing of it.
 
         Raises:
-            ValueError: If the module did not run, or if its feature was changed in place afterwards.
+            ValueError: If the module did not run, if its feature was changed in place afterwards, or if it ran without
+                the gradient that was on at the start.
         """
         self._reading = False
         where = f'The {self.owner} tap "{self.path}" ({type(self.module).__name__})'
         if self._feature is None:
             raise ValueError(f'{where} was not reached: the model has this module and does not run it. Choose another.')
+        if self._cut_off:
+            raise ValueError(
+                f'{where} runs without gradient, as all inside a block under gradient checkpointing does, and nothing '
+                'would be learnt from its feature. Tap outside the block (the output of its stage, or the input of its '
+                'last ReLU, "path.of.relu:input"), or set with_cp=False.')
         if self._overwritten:
             raise ValueError(
                 f'{where} was changed in place after it was read, in a way that the dry run did not show, so the '
@@ -193,7 +201,8 @@ class Taps:
         for tap in self.taps:
             register = tap.module.register_forward_pre_hook if tap._side else tap.module.register_forward_hook
             hooks.append(register(note(tap)))
-        self.start()
+        with torch.no_grad():
+            self.start()
         blank_pass(model, input_size, hooks)
         reached = [event for event in events if isinstance(event, Tap)]
         for tap in self.taps:

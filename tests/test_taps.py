@@ -210,6 +210,27 @@ def test_dry_run_finds_channels_sizes_and_batch_norms():
         (64, (6, 4), 'backbone.layer4.1.bn1'), (8, (48, 32), None)]
 
 
+@pytest.mark.parametrize('path', ['backbone.layer2.0.bn2', 'backbone.layer2.0.conv2:input'])
+def test_a_feature_that_gradient_checkpointing_cuts_off_is_refused(path):
+    model = build_model(resnet(with_cp=True)).train()
+    taps = taps_of(model, path)
+    with pytest.raises(ValueError, match=f'The student tap "{path}" .* under gradient checkpointing.* with_cp=False'):
+        taps.read(model, images().requires_grad_())
+    with torch.no_grad():
+        assert taps.read(model, images())[0].shape == (2, 16, 8, 8)
+
+
+@pytest.mark.parametrize('path', ['backbone.layer2', 'backbone.layer2.1.relu:input'])
+def test_outside_of_its_blocks_gradient_checkpointing_changes_nothing(path):
+    gradients = []
+    for with_cp in (False, True):
+        model = build_model(resnet(with_cp=with_cp)).train()
+        feature, = taps_of(model, path).read(model, images())
+        feature.square().sum().backward()
+        gradients.append(model.backbone.layer2[0].conv2.weight.grad)
+    assert gradients[0].abs().sum() > 0 and torch.equal(*gradients)
+
+
 @pytest.mark.parametrize('training', [True, False])
 def test_dry_run_leaves_the_model_as_it_was(training):
     model = build_model(segmentor(dropout=0.5))
