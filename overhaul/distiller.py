@@ -163,10 +163,13 @@ class OverhaulDistiller(BaseModel):
             teacher_features = [
                 margin(feature) for margin, feature in zip(self.margins, self.teacher_features(inputs))]
         self.student_taps.start()
-        losses = dict(self.student(inputs, data_samples, mode='loss'))
+        try:
+            losses = dict(self.student(inputs, data_samples, mode='loss'))
+            student_features = self.student_taps.take()
+        finally:
+            self.student_taps.stop()
         if 'loss' in losses:
             losses['loss_task'] = losses.pop('loss')
-        student_features = self.student_taps.take()
         for name, weight, connector in zip(self.loss_names, self.tap_weights, self.connectors):
             # Taken out of the lists, so that the maps of a tap are gone when the next one needs the memory.
             student_feature, teacher_feature = student_features.pop(0), teacher_features.pop(0)

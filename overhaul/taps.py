@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 
 import torch
@@ -101,6 +102,10 @@ class Tap:
         self._reading, self.calls, self._feature = True, 0, None
         self._with_gradient = torch.is_grad_enabled()
 
+    def stop(self) -> None:
+        """Read and keep nothing any more."""
+        self._reading, self._feature = False, None
+
     def take(self) -> Tensor:
         """Hand over the feature of the forward pass that just ended, and keep nothing of it.
 
@@ -166,6 +171,11 @@ class Taps:
         for tap in self.taps:
             tap.start()
 
+    def stop(self) -> None:
+        """Read and keep nothing any more, also where the forward pass failed."""
+        for tap in self.taps:
+            tap.stop()
+
     def take(self) -> list[Tensor]:
         """Hand over the features of the forward pass that just ended."""
         return [tap.take() for tap in self.taps]
@@ -174,10 +184,11 @@ class Taps:
         """Run ``model`` on ``inputs`` (N, 3, H, W), no further than its last tap, and return the features."""
         self.start()
         try:
-            model(inputs, mode='tensor')
-        except ForwardDone:
-            pass
-        return self.take()
+            with suppress(ForwardDone):
+                model(inputs, mode='tensor')
+            return self.take()
+        finally:
+            self.stop()
 
     def dry_run(self, model: nn.Module, input_size: tuple[int, int], stop_after_last: bool) -> None:
         """Learn each tap's channels, size and batch norm from one forward pass of a blank image in eval mode.

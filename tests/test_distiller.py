@@ -297,6 +297,16 @@ def test_the_teacher_stops_after_its_last_tap_and_the_student_does_not():
     assert ran == ['teacher block1', 'student block1', 'student block3']
 
 
+def test_a_student_that_fails_is_not_read_afterwards():
+    model = build_distiller()
+    hook = model.student.neck.register_forward_hook(lambda *_: torch.zeros(2) + torch.zeros(3))
+    with pytest.raises(RuntimeError, match='must match the size'):
+        model(*batch(), mode='loss')
+    hook.remove()
+    model(*batch(), mode='predict')
+    assert [tap._feature for tap in model.student_taps] == [None] * 3
+
+
 def test_checkpoint_round_trip(teacher_file, tmp_path):
     model = build_distiller(teacher_checkpoint=teacher_file)
     for seed in range(3):

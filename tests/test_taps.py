@@ -300,6 +300,17 @@ def test_a_pass_ends_after_the_last_tap_and_not_before_its_last_call():
     assert torch.equal(conv, model.conv(images())) and torch.equal(last, conv.clamp(min=0))
 
 
+def test_a_pass_that_fails_leaves_no_tap_behind_that_stops_or_keeps():
+    model = Plain(conv=nn.Conv2d(3, 4, 1), fragile=Counting(), end=nn.ReLU())
+    taps = taps_of(model, 'conv', 'end', owner='teacher', stop_after_last=True)
+    hook = model.fragile.register_forward_hook(lambda *_: torch.zeros(2) + torch.zeros(3))
+    with pytest.raises(RuntimeError, match='must match the size'):
+        taps.read(model, images())
+    hook.remove()
+    assert model(images()).shape == (2, 4, 16, 16)
+    assert [tap._feature for tap in taps] == [None, None]
+
+
 def test_a_pass_that_may_not_stop_runs_to_its_end():
     model = Plain(conv=nn.Conv2d(3, 4, 1), behind=Counting())
     taps = taps_of(model, 'conv')
