@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
@@ -35,6 +37,10 @@ class CalibrateHook(Hook):
     priority = 'NORMAL'  # before the summary, which tells what came out
 
     def __init__(self, batches: int = 50, loss_ratio: float = 20.0) -> None:
+        if not isinstance(batches, int) or batches < 1:
+            raise ValueError(f'CalibrateHook(batches={batches!r}): give a whole number of 1 or more.')
+        if not isinstance(loss_ratio, int | float) or not 0 < loss_ratio < math.inf:
+            raise ValueError(f'CalibrateHook(loss_ratio={loss_ratio!r}): give a finite number above 0.')
         self.batches, self.loss_ratio = batches, loss_ratio
 
     def before_train(self, runner: Runner) -> None:
