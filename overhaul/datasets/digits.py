@@ -32,7 +32,7 @@ class Digits(BaseDataset):
 
     Raises:
         ValueError: For a split that does not exist, for ``labels_per_class`` that is not a positive whole number, is
-            more than the smallest class has, or is given for the test split.
+            more than the smallest class has, or is given for the test split; for a seed that is none.
     """
 
     METAINFO = {'classes': tuple('0123456789')}
@@ -51,6 +51,8 @@ class Digits(BaseDataset):
                 raise ValueError(
                     f'Digits(labels_per_class={labels_per_class!r}): give a whole number of 1 or more, or None for '
                     'all training images.')
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+            raise ValueError(f'Digits(seed={seed!r}): give a whole number from 0 to {2**32 - 1}.')
         self.split = split
         self.labels_per_class = labels_per_class
         self.seed = seed

@@ -87,6 +87,13 @@ def test_labels_per_class_must_be_a_positive_whole_number(labels_per_class):
         Digits(labels_per_class=labels_per_class)
 
 
+@pytest.mark.parametrize('seed', [None, 'x', 1.5, True, -1, 2**32])
+@pytest.mark.parametrize('labels_per_class', [None, 5])
+def test_a_seed_is_a_whole_number(seed, labels_per_class):
+    with pytest.raises(ValueError, match=r'Digits\(seed=.+: give a whole number from 0 to 4294967295'):
+        Digits(labels_per_class=labels_per_class, seed=seed)
+
+
 def test_a_wrong_split_names_the_right_ones():
     with pytest.raises(ValueError, match=r"no split 'val'.*'train'.*'test'"):
         Digits('val')
