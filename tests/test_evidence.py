@@ -1,0 +1,94 @@
+"""docs/evidence.md: its numbers are those of docs/results, and its commands are understood."""
+
+import re
+import shlex
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import DictAction
+from mmengine.registry import DefaultScope
+from scipy import stats
+
+from overhaul.logs import read_results
+from overhaul.registry import MODELS
+from overhaul.settings import read_config
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / 'docs/evidence.md').read_text()
+
+
+def rows(heading):
+    """The cells of the table under a heading, below its own heading."""
+    section = PAGE.split(f'## {heading}\n')[1].split('\n## ')[0]
+    lines = [line.strip('|').split('|') for line in section.splitlines() if line.startswith('|')]
+    return [[cell.strip() for cell in line] for line in lines[2:]]
+
+
+def mean_and_interval(sample):
+    low, high = stats.ttest_1samp(sample, 0).confidence_interval(0.95)
+    return f'{np.mean(sample):.2f} ± {(high - low) / 2:.2f}'
+
+
+def command(name):
+    """The words of the command whose CSV has that name."""
+    (block, ) = [block for block in re.findall(r'```bash\n(.*?)```', PAGE, re.S) if f'results/{name}.csv' in block]
+    return shlex.split(block.replace('\\\n', ' ').splitlines()[0])
+
+
+VARIANTS = ' '.join(command('ablations')).split('--variant ')[1:]
+
+
+def test_label_budget():
+    results = read_results(ROOT / 'docs/results/label_budget.csv')
+    words = command('label_budget')
+    values = words[words.index('--vary') + 2:words.index('--csv')]
+    assert words[words.index('--vary') + 1] == results.key
+    expected = []
+    for value in values:
+        alone, distilled = (results.sides[side][value] for side in ('alone', 'distilled'))
+        expected.append([
+            value.replace('None', 'all'), str(len(alone)), mean_and_interval(alone), mean_and_interval(distilled),
+            f'{np.mean(distilled) / np.mean(alone):.2f}', f'{stats.ttest_rel(alone, distilled).pvalue:.1g}'])
+    assert rows('How many labels a teacher is worth') == expected
+
+
+def test_ablations():
+    samples = read_results(ROOT / 'docs/results/ablations.csv').sides['distilled']
+    assert list(samples) == [variant.split()[0] for variant in VARIANTS]
+    default = np.array(samples['default'])
+    expected = [['`default`', str(len(default)), mean_and_interval(default), '', '']]
+    for name, sample in list(samples.items())[1:]:
+        same_seeds = default[:len(sample)]
+        expected.append([
+            f'`{name}`', str(len(sample)), mean_and_interval(sample), f'{np.mean(sample) - same_seeds.mean():+.2f}',
+            f'{stats.ttest_rel(same_seeds, sample).pvalue:.1g}'])
+    assert [row[1:] for row in rows('What each part is worth')] == expected
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_each_ablation_is_an_option(variant):
+    name, *options = variant.split()
+    overrides = {key: DictAction._parse_iterable(value) for key, value in (option.split('=', 1) for option in options)}
+    model = read_config(ROOT / 'configs/digits_wrn16_2_wrn10_1.py', overrides).model
+    model.teacher_checkpoint = None
+    with DefaultScope.overwrite_default_scope('mmpretrain'), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        distiller = MODELS.build(model)
+    taps = [tap.path for tap in distiller.teacher_taps]
+    margins = [margin.margin.max().item() for margin in distiller.margins]
+    found = dict(
+        taps=taps[0], margin='kept' if -1 < max(margins) < 0 else max(margins), batch_norm=distiller.teacher_batch_norm,
+        distance=type(distiller.distill_loss).__name__, alpha=distiller.distill_loss.loss_weight,
+        weights=distiller.tap_weights)
+    default = dict(
+        taps='backbone.block2.0.bn1', margin='kept', batch_norm='batch', distance='PartialL2Loss', alpha=1e-2,
+        weights=[1 / 4, 1 / 2, 1])
+    changes = dict(
+        default={}, post_relu=dict(taps='backbone.block2.0.conv1:input'), plain_relu=dict(margin=0.0),
+        no_transform=dict(margin=-float('inf')), L2=dict(distance='L2Loss'),
+        running_statistics=dict(batch_norm='running'), last_tap=dict(weights=[0, 0, 1]),
+        last_two_taps=dict(weights=[0, 1 / 2, 1]), **{f'alpha_{alpha}': dict(alpha=float(alpha)) for alpha in (
+            '1e-4', '1e-3', '1e-1')})
+    assert found == {**default, **changes[name]}
