@@ -89,13 +89,13 @@ class Tap:
         self._cut_off = self._with_gradient and not torch.is_grad_enabled()
         self.calls += 1
         if not torch.compiler.is_compiling():
-            self._version = self._feature._version
+            self._version = _version(self._feature)
             if self.calls == self.last_call:
                 raise ForwardDone
 
     @property
     def _overwritten(self) -> bool:
-        return not torch.compiler.is_compiling() and self._feature._version != self._version
+        return not torch.compiler.is_compiling() and _version(self._feature) != self._version
 
     def start(self) -> None:
         """Get ready for a forward pass; only what runs between here and :meth:`take` is read."""
@@ -248,6 +248,11 @@ def as_map(output: object) -> Tensor | None:
             return None
     height, width = size
     return tokens[:, count - height * width:].transpose(1, 2).unflatten(2, (height, width))
+
+
+def _version(feature: Tensor) -> int:
+    # In inference mode nothing counts the changes.
+    return 0 if feature.is_inference() else feature._version
 
 
 def blank_pass(

@@ -307,6 +307,14 @@ def test_a_student_that_fails_is_not_read_afterwards():
     assert [tap._feature for tap in model.student_taps] == [None] * 3
 
 
+def test_losses_in_inference_mode_are_those_without_gradient():
+    model = build_distiller()
+    with torch.no_grad():
+        expected = model(*batch(), mode='loss')
+    with torch.inference_mode():
+        assert model(*batch(), mode='loss') == expected
+
+
 def test_checkpoint_round_trip(teacher_file, tmp_path):
     model = build_distiller(teacher_checkpoint=teacher_file)
     for seed in range(3):
