@@ -42,12 +42,13 @@ def prepare(cfg: Config) -> None:
     without_downloads(cfg.model)
     if 'teacher_checkpoint' in cfg.model:
         cfg.model.teacher_checkpoint = None
+    cfg.load_from, cfg.resume = None, False
 
     data = dict(type='overhaul.RandomImages', size=size, num_classes=num_classes, segmentation=segmentation)
-    train_batch = cfg.train_dataloader.batch_size
-    for name, batch_size, batches in (('train', train_batch, _STEPS),
-                                      ('val', min(cfg.val_dataloader.batch_size, train_batch), 1)):
-        loader = cfg[f'{name}_dataloader']
+    for loader, batches in ((cfg.train_dataloader, _STEPS), (cfg.get('val_dataloader'), 1)):
+        if loader is None:
+            continue
+        batch_size = min(loader.batch_size, cfg.train_dataloader.batch_size)
         loader.update(batch_size=batch_size, num_workers=0, persistent_workers=False)
         loader.dataset = ConfigDict(length=batch_size * batches, **data)
     by_epoch = cfg.train_cfg.get('by_epoch', cfg.train_cfg.get('type') == 'EpochBasedTrainLoop')
@@ -75,9 +76,9 @@ def _sizes(data: object) -> Iterator[int | Sequence[int]]:
 
 def without_downloads(model: dict | list) -> None:
     """Edit the config of a model so that it begins with random weights, whatever it would have begun with."""
-    for key, value in list(model.items() if isinstance(model, dict) else enumerate(model)):
+    for key, value in reversed(list(model.items() if isinstance(model, dict) else enumerate(model))):
         if isinstance(value, dict) and value.get('type') == 'Pretrained':
-            model[key] = None
+            del model[key]
         elif key == 'pretrained':
             model[key] = False if isinstance(value, bool) else None
         elif isinstance(value, (dict, list)):
@@ -140,6 +141,7 @@ class DryRunHook(Hook):
             peak = torch.cuda.max_memory_allocated()
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        validation = '' if runner.val_loop is None else ' and 1 validation step'
         runner.logger.info(
-            f'Dry run: ok. {_STEPS} training steps and 1 validation step, {self._seconds:.2f} s per step, peak memory '
+            f'Dry run: ok. {_STEPS} training steps{validation}, {self._seconds:.2f} s per step, peak memory '
             f'{peak / 2**20:.0f} MiB. Teacher and data are random, so losses and errors above say nothing.')

@@ -114,6 +114,7 @@ COMMAND_LINES = {
     'launcher without torchrun': ([*TRAIN, '--launcher', 'pytorch'], r'for processes that torchrun has started', 1),
     'work dir below a file': ([*TRAIN, '--work-dir', f'{EARLIER}/run'], r'Not a directory at .+--work-dir', 1),
     'work dir that is a file': ([*TRAIN, '--work-dir', EARLIER], r'File exists at .+--work-dir', 1),
+    'dry run that resumes': ([*TRAIN, '--dry-run', '--resume'], r'--resume: not allowed with argument --dry-run', 2),
     'resume from nothing': ([*TRAIN, '--resume', 'nowhere.pth'], r'"nowhere\.pth" does not exist', 1),
     'resume from a folder': ([*TRAIN, '--resume', 'work_dirs'], r'"work_dirs" is a folder', 1),
     'resume from weights': ([*TRAIN, '--resume', TEACHER], r'nothing to resume', 1),

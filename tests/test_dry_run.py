@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_tools import CONFIG
+from test_tools import CONFIG, run_in_process
 
 from overhaul import dry_run
 from overhaul.settings import read_config
@@ -29,3 +29,26 @@ def test_images_of_data_that_tell_no_size_are_of_224():
     cfg = read_config(CONFIGS / 'digits_wrn16_2.py', {'train_dataloader.dataset.pipeline': []})
     dry_run.prepare(cfg)
     assert cfg.train_dataloader.dataset.size == (224, 224)
+
+
+def test_it_goes_on_from_no_checkpoint():
+    cfg = read_config(CONFIG, {'load_from': 'nowhere.pth', 'resume': True})
+    dry_run.prepare(cfg)
+    assert (cfg.load_from, cfg.resume) == (None, False)
+
+
+def test_without_validation_data_it_trains_only(tmp_path, capsys):
+    parts = 'val_dataloader', 'val_evaluator', 'val_cfg'
+    run_in_process(tmp_path, 'train.py', CONFIG, '--dry-run', options=[f'{part}=None' for part in parts])
+    assert 'Dry run: ok. 2 training steps, ' in capsys.readouterr().out
+
+
+def test_it_begins_with_random_weights_whatever_was_to_be_loaded():
+    pretrained, normal = dict(type='Pretrained', checkpoint='nowhere.pth'), dict(type='Normal', layer='Conv2d')
+    model = dict(
+        pretrained='nowhere.pth', data_preprocessor=None, backbone=dict(depth=18, init_cfg=pretrained, pretrained=True),
+        head=dict(init_cfg=[pretrained, normal, pretrained]))
+    dry_run.without_downloads(model)
+    assert model == dict(
+        pretrained=None, data_preprocessor=None, backbone=dict(depth=18, pretrained=False),
+        head=dict(init_cfg=[normal]))

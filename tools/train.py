@@ -23,11 +23,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('config', help='config file, as configs/digits_wrn16_2_wrn10_1.py')
     parser.add_argument('--work-dir', help='where logs and checkpoints go; default: work_dirs/<name of the config>')
     parser.add_argument(
+        '--student-only', action='store_true', help='train the student on the same schedule without a teacher')
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
         '--resume', nargs='?', const='auto', metavar='PATH',
         help='go on from the latest checkpoint of the work directory, or from PATH')
-    parser.add_argument(
-        '--student-only', action='store_true', help='train the student on the same schedule without a teacher')
-    parser.add_argument(
+    start.add_argument(
         '--dry-run', action='store_true',
         help='try the config: two training steps and one validation step on random data, without dataset and teacher')
     parser.add_argument(

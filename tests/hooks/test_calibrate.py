@@ -54,8 +54,8 @@ def test_margins_agree_with_the_closed_form_where_a_batch_norm_gets_normal_data(
 
 
 @pytest.mark.parametrize('setting', [
-    dict(batches=0), dict(batches=-1), dict(batches=1.5), dict(batches='all'), dict(loss_ratio=0), dict(loss_ratio=-1.0),
-    dict(loss_ratio=float('nan')), dict(loss_ratio=float('inf')), dict(loss_ratio='high')])
+    dict(batches=0), dict(batches=-1), dict(batches=1.5), dict(batches='all'), dict(loss_ratio=0),
+    dict(loss_ratio=-1.0), dict(loss_ratio=float('nan')), dict(loss_ratio=float('inf')), dict(loss_ratio='high')])
 def test_a_setting_that_cannot_be_is_refused(setting):
     (name, value), = setting.items()
     with pytest.raises(ValueError, match=rf'CalibrateHook\({name}={value!r}\): give a '):
