@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor, nn
 
@@ -242,6 +243,8 @@ def draw_predictions(
         images: Sequence[np.ndarray], samples: Mapping[str, Sequence[SegDataSample]], metainfo: Mapping) -> Figure:
     """Draw images, their truth and predictions of several models side by side, a row per image.
 
+    The legend has the classes that are seen.
+
     Args:
         images: In uint8, each (H, W, 3), RGB.
         samples: By model, one sample per image with truth and prediction.
@@ -265,12 +268,19 @@ def draw_predictions(
     columns = {'image': images, 'truth': truth}
     for name, predicted in samples.items():
         columns[name] = [draw(image, sample, draw_gt=False) for image, sample in zip(images, predicted)]
-    figure = Figure((1.5 * len(columns), 1.5 * len(images) + 0.3), layout='constrained')
+    figure = Figure((1.5 * len(columns), 1.5 * len(images) + 0.7), layout='constrained')
     for axes, (name, column) in zip(figure.subplots(len(images), len(columns), squeeze=False).T, columns.items()):
         axes[0].set_title(name)
         for row, image in zip(axes, column):
             row.imshow(image)
             row.axis('off')
+    seen = {
+        label for predicted in samples.values() for sample in predicted
+        for labels in (sample.gt_sem_seg, sample.pred_sem_seg) for label in labels.data.unique().tolist()}
+    figure.legend(
+        [Patch(color=np.array(colour) / 255) for label, colour in enumerate(metainfo['palette']) if label in seen],
+        [name for label, name in enumerate(metainfo['classes']) if label in seen],
+        loc='outside lower center', ncols=6, fontsize=8)
     return figure
 
 

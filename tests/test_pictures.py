@@ -149,6 +149,7 @@ def test_predictions_stand_beside_image_and_truth_in_the_colours_of_the_dataset(
     for row, image, truth, *predicted in zip((figure.axes[:4], figure.axes[4:]), images, *masks[:, :, 0]):
         panels = [axes.images[0].get_array() for axes in row]
         np.testing.assert_array_equal(panels, [image, *palette[torch.stack([truth, *predicted])]])
+    assert [text.get_text() for text in figure.legends[0].texts] == ['a', 'b', 'c']
     with pytest.raises(ValueError, match='no palette'):
         draw_predictions(images, samples, dict(classes=('a', 'b', 'c')))
 
