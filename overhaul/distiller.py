@@ -308,8 +308,9 @@ def _check_arguments(taps: Sequence[dict] | str, teacher_batch_norm: str, input_
 
 def _loss_names(student_paths: Sequence[str]) -> list[str]:
     names = [f'distill.loss_{path.removeprefix("backbone.").removesuffix(":input")}' for path in student_paths]
-    # A student tap may serve several teacher taps, and losses of one name would replace each other.
-    return [name if names.count(name) == 1 else f'{name}.{names[:i].count(name)}' for i, name in enumerate(names)]
+    # A student tap may serve several teacher taps, and losses of one name would replace each other; those with a dot
+    # and a number are of other taps.
+    return [name if names.count(name) == 1 else f'{name}#{names[:i].count(name)}' for i, name in enumerate(names)]
 
 
 def _fingerprint(model: nn.Module) -> list[float]:

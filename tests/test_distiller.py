@@ -136,7 +136,13 @@ def test_a_student_tap_for_two_teacher_taps_gives_two_losses():
             for path in ('backbone.layer1.0.relu:input', 'backbone.layer1.1.relu:input')]
     model = build_distiller(teacher=resnet(), student=resnet(), taps=taps)
     losses = model(*batch(), mode='loss')
-    assert list(losses) == ['loss_task', 'distill.loss_layer1.1.relu.0', 'distill.loss_layer1.1.relu.1']
+    assert list(losses) == ['loss_task', 'distill.loss_layer1.1.relu#0', 'distill.loss_layer1.1.relu#1']
+
+
+def test_no_loss_takes_the_name_of_another():
+    taps = [dict(teacher='backbone.layer1', student=f'backbone.{path}') for path in ('layer1', 'layer1', 'layer1.0')]
+    model = build_distiller(teacher=resnet(), student=resnet(), taps=taps)
+    assert len(model(*batch(), mode='loss')) == 1 + len(taps)
 
 
 def test_weights_of_taps_and_alpha_scale_the_losses(teacher_file):
