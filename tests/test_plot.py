@@ -6,9 +6,14 @@ from pathlib import Path
 
 import cv2
 import pytest
+import torch
+
+from overhaul.registry import build
+from overhaul.settings import read_config, student_only
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / 'configs/digits_wrn16_2_wrn10_1.py')
+SCENES = str(ROOT / 'configs/digitscenes_r34_r18.py')
 RESULTS = 'side,train_dataloader.dataset.labels_per_class,seed,% error\n' + ''.join(
     f'{side},{value},{seed},{error + seed}\n'
     for side, error in (('alone', 20), ('distilled', 7)) for value in (1, 'None') for seed in range(3))
@@ -53,6 +58,15 @@ def test_each_command_draws_a_png(work_dirs, monkeypatch, capsys, arguments, lea
     assert capsys.readouterr().out.endswith(f'Wrote {arguments[0]}.png\n')
 
 
+def test_predictions_are_drawn_a_row_per_image(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    student = build(student_only(read_config(SCENES)), 'student', scope='mmseg')
+    torch.save(student.state_dict(), 'some.pth')
+    run('plot.py', 'predictions', SCENES, 'first=some.pth', 'second=some.pth', '--images', '2')
+    picture = cv2.imread('predictions.png')
+    assert 1.5 < picture.shape[1] / picture.shape[0] < 2  # two rows of four, titles and a legend
+
+
 def test_pictures_come_with_one_line_of_options(work_dirs):
     assert len(list(work_dirs.glob('distilled/*/vis_data/vis_image/features_[24].png'))) == 2
 
@@ -63,6 +77,7 @@ def test_pictures_come_with_one_line_of_options(work_dirs):
     (['budget', 'nothing.csv'], 'error: There is no file "nothing.csv"'),
     (['features', CONFIG, 'alone/iter_4.pth'], 'error: "alone/iter_4.pth" is not from the distillation of this config'),
     (['margins', CONFIG, 'nowhere.pth'], 'error: "nowhere.pth" does not exist'),
+    (['predictions', CONFIG, 'a=distilled/iter_4.pth'], 'error: Predictions are drawn of a segmentation'),
     (['features', str(ROOT / 'configs/digits_wrn16_2.py'), 'x.pth'], 'error: The model of this config is a Image')])
 def test_what_cannot_be_drawn_is_refused(work_dirs, monkeypatch, arguments, message):
     monkeypatch.chdir(work_dirs)
