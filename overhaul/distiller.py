@@ -96,7 +96,7 @@ class OverhaulDistiller(BaseModel):
         super().__init__(data_preprocessor=student_model.data_preprocessor)
         self.student = student_model
         self.teacher_batch_norm, self.teacher_dropout = teacher_batch_norm, teacher_dropout
-        self._moves_teacher = True
+        self._owns_teacher = True
         # Past nn.Module's __setattr__, which would make it a submodule.
         self.__dict__['teacher'] = _build_teacher(
             _with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint)
@@ -207,6 +207,8 @@ class OverhaulDistiller(BaseModel):
         """Set the mode of student and connectors. The teacher's is eval but for its batch norms, as configured."""
         super().train(mode)
         self.student_taps.attach(self.student)
+        if not self._owns_teacher:
+            return self
         self.teacher.eval()
         for module in self.teacher.modules():
             if isinstance(module, _BatchNorm):
@@ -225,22 +227,22 @@ class OverhaulDistiller(BaseModel):
     def _apply(self, fn: object, recurse: bool = True) -> OverhaulDistiller:
         # Device and dtype of the teacher follow, though it is no submodule.
         super()._apply(fn, recurse)
-        if self._moves_teacher:
+        if self._owns_teacher:
             self.teacher._apply(fn, recurse)
         return self
 
     def _set_device(self, device: torch.device) -> None:
         super()._set_device(device)
-        if self._moves_teacher:
+        if self._owns_teacher:
             self.teacher._set_device(device)
 
     def __deepcopy__(self, memo: dict) -> OverhaulDistiller:
-        """Copy all but the teacher, which the copy shares: a moving average needs no second one."""
+        """Copy all but the teacher, which the copy shares, and leaves in its mode and place."""
         memo.update({id(shared): shared for shared in (self.teacher, self.teacher_taps)})
         duplicate = type(self).__new__(type(self))
         memo[id(self)] = duplicate
         duplicate.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        duplicate._moves_teacher = False
+        duplicate._owns_teacher = False
         return duplicate
 
 

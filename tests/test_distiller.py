@@ -403,6 +403,14 @@ def test_moving_average_copies_the_distiller(teacher_file):
     model(images, samples, mode='loss')
 
 
+def test_the_mode_of_a_copy_is_not_that_of_the_shared_teacher():
+    model = build_distiller().train()
+    modes = [module.training for module in model.teacher.modules()]
+    copied = copy.deepcopy(model).eval()
+    assert not any(module.training for module in copied.modules())
+    assert [module.training for module in model.teacher.modules()] == modes and any(modes)
+
+
 def test_a_run_with_the_moving_average_hook(teacher_file, tmp_path):
     model = build_distiller(teacher_checkpoint=teacher_file)
     before = checksum(model.teacher)
