@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import re
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
@@ -19,6 +22,10 @@ from overhaul.registry import nearest
 _ABSENT_PARTS = {
     *inspect.signature(Runner.__init__).parameters, 'compile', 'custom_imports', 'find_unused_parameters',
     'model_wrapper_cfg'} - {'self', 'cfg'}
+# The hooks that mmengine puts into default_hooks by itself, and leaves out where they are None.
+_HOOKS_OF_MMENGINE = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}
+# Numbers that mmengine takes unseen and fails with later, and the least and greatest of each.
+_WHOLE_NUMBERS = {('randomness', 'seed'): (0, 2**32 - 1), ('train_cfg', 'val_interval'): (1, None)}
 
 
 class Overrides(DictAction):
@@ -37,23 +44,26 @@ class Overrides(DictAction):
 def read_config(path: str | Path, overrides: dict | None = None) -> Config:
     """Read a config file and merge ``overrides``, as ``--cfg-options`` gives them, into it.
 
+    Any of ``default_hooks`` that is None is switched off, those of other packages than mmengine, too.
+
     Args:
         path: A file, or one that comes with a package: ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'``, or
             ``'overhaul::voc_r101_r18.py'``.
         overrides: Keys with dots, and their values.
 
     Raises:
-        FileNotFoundError: If there is no such file; names the nearest ones of the same folder.
-        ValueError: If the file does not run, if it has no model, or if an override is of nothing that there is.
+        FileNotFoundError: If there is no such file; names the nearest ones of the same folder or package.
+        ValueError: If the file does not run, if it has no model, if an override is of nothing that there is, or if a
+            seed or an interval of validation is none.
     """
     path = str(path)
     if path.startswith(own_configs.PREFIX):
         path = own_configs.own_config(path)
     packaged = '::' in path
-    if not packaged and not Path(path).is_file():
-        beside = sorted(file.name for file in Path(path).parent.glob('*.py'))
-        hint = f'Nearest there: {nearest(Path(path).name, beside)}.' if beside else 'Its folder has no config either.'
-        raise FileNotFoundError(f'There is no config file "{path}". {hint}')
+    if packaged:
+        _check_packaged(path)
+    elif not Path(path).is_file():
+        raise FileNotFoundError(f'There is no config file "{path}". {_nearest_beside(path)}.')
     try:
         cfg = get_config(path) if packaged else Config.fromfile(path)
     except Exception as error:  # a config is a program, and can raise anything
@@ -71,16 +81,45 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
         cfg.merge_from_dict(overrides)
     except (KeyError, TypeError) as error:
         raise ValueError(f'--cfg-options does not fit the config: {error.args[0]}.') from error
+    for (part, name), (least, most) in _WHOLE_NUMBERS.items():
+        value = (cfg.get(part) or {}).get(name)
+        if value is not None and (not isinstance(value, Integral) or value < least or most and value > most):
+            limits = f'from {least} to {most}' if most else f'of {least} or more'
+            raise ValueError(f'{part}.{name} is {value!r}. Give a whole number {limits}.')
+    hooks = cfg.get('default_hooks') or {}
+    for name in [name for name, hook in hooks.items() if hook is None and name not in _HOOKS_OF_MMENGINE]:
+        del hooks[name]
     return cfg
+
+
+def _check_packaged(path: str) -> None:
+    """Refuse ``'package::file'`` if there is none; mmengine would try to install the package, or name no file."""
+    package, _, name = path.partition('::')
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    folder = Path(spec.origin).parent / '.mim/configs' if spec and spec.has_location else None
+    if folder is None or not folder.is_dir():
+        raise FileNotFoundError(
+            f'There is no config "{path}": no package "{package}" with configs is installed here. Take mmpretrain::, '
+            'mmseg:: or overhaul::, or the path of a file.')
+    if not (folder / name).is_file():
+        known = [file.relative_to(folder).as_posix() for file in folder.rglob('*.py')]
+        raise FileNotFoundError(f'{package} has no config "{name}". Nearest: {nearest(name, known)}.')
+
+
+def _nearest_beside(path: str) -> str:
+    beside = sorted(file.name for file in Path(path).parent.glob('*.py'))
+    return f'Nearest there: {nearest(Path(path).name, beside)}' if beside else 'Its folder has no config either'
 
 
 def _fault(error: Exception) -> str:
     if isinstance(error, SyntaxError) and error.text:
         return f'{error.msg} in line {error.lineno}, "{error.text.strip()}", of it or of a config in its _base_'
+    missing = re.search(r'["\'](.+\.py)["\']', str(error)) if isinstance(error, FileNotFoundError) else None
+    hint = f'. {_nearest_beside(missing[1])}' if missing else ''
     # The frames of a config have this name.
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == '<module>']
     where = f' in line {lines[-1].lineno} of "{lines[-1].filename}"' if lines else ''
-    return f'{type(error).__name__}{where}, {error}'
+    return f'{type(error).__name__}{where}, {error}{hint}'
 
 
 def model_of(source: dict | str) -> dict:
@@ -119,8 +158,8 @@ def teacher_only(cfg: Config) -> ConfigDict:
 def _part(cfg: Config, name: str) -> ConfigDict:
     if name not in cfg.model:
         raise ValueError(
-            f'The model of this config is a {cfg.model.type}, which has no {name}. The option is for configs of an '
-            'overhaul.OverhaulDistiller.')
+            f'The model of this config is of type {cfg.model.type}, which has no {name}. The option is for configs of '
+            'an overhaul.OverhaulDistiller.')
     model = ConfigDict(model_of(cfg.model[name]))
     if 'data_preprocessor' in cfg.model:
         model.setdefault('data_preprocessor', cfg.model.data_preprocessor)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 
 from overhaul.registry import MODELS
 from overhaul.settings import model_of, read_config, student_only, teacher_only
@@ -38,12 +39,40 @@ def test_a_missing_file_names_those_beside_it(tmp_path):
         read_config(str(tmp_path / 'nowhere/digits_a.py'))
 
 
+@pytest.mark.parametrize(('config', 'message'), [
+    ('overhaul::digits_wrn16.py', 'Nearest there: digits_wrn16_2.py'),
+    ('mmpretrain::lenet5_mnst.py', 'mmpretrain has no config "lenet5_mnst.py". Nearest: lenet/lenet5_mnist.py'),
+    ('mmpretrain::lenet/lenet5_mnst.py', 'Nearest: lenet/lenet5_mnist.py'),
+    ('mmpretrain::nothing_like_it.py', 'mmpretrain has no config'),
+    ('mmpretrian::lenet/lenet5_mnist.py', 'no package "mmpretrian" with configs is installed here'),
+    ('torch::x.py', 'no package "torch" with configs'),
+    ('a-b::x.py', 'no package "a-b" with configs'),
+])
+def test_a_missing_file_of_a_package_names_the_nearest(config, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        read_config(config)
+
+
+def test_a_hook_that_is_none_is_switched_off(tmp_path):
+    off = {f'default_hooks.{name}': None for name in ('health', 'summary', 'calibrate', 'average_statistics', 'timer')}
+    cfg = read_config(DIGITS, {**off, 'work_dir': str(tmp_path), 'model.teacher_checkpoint': None})
+    runner = Runner.from_cfg(cfg)
+    assert {'CheckpointHook', 'LoggerHook'} == {
+        type(hook).__name__ for hook in runner.hooks} - {
+            'RuntimeInfoHook', 'DistSamplerSeedHook', 'ParamSchedulerHook'}
+
+
 @pytest.mark.parametrize(('text', 'overrides', 'message'), [
     ('model = dict(\n', {}, 'some.py" cannot be read'),
     ('steps = 1 / 0\n', {}, 'cannot be read: ZeroDivisionError'),
     ('model = dict(depth=1)\n', {'modle.depth': 2}, '--cfg-options sets "modle.depth", and the config has no "modle"'),
     ('model = dict(depth=1)\n', {'modle.depth': 2}, 'Nearest: model'),
     ('model = [dict(depth=1)]\n', {'model.3.depth': 2}, '--cfg-options does not fit the config'),
+    ('model = dict()\nrandomness = dict(seed="abc")\n', {}, "randomness.seed is 'abc'. Give a whole number from 0 to"),
+    ('model = dict()\n', {'randomness.seed': -1}, 'randomness.seed is -1'),
+    ('model = dict()\n', {'train_cfg.val_interval': 0}, 'train_cfg.val_interval is 0. Give a whole number of 1 or'),
+    ('_base_ = "overhaul::digits_wrn16.py"\n', {}, 'Nearest there: digits_wrn16_2.py'),
+    ('_base_ = "mmpretrain::lenet/lenet5_mnst.py"\n', {}, 'Nearest there: lenet5_mnist.py'),
 ])
 def test_what_is_wrong_is_told(tmp_path, text, overrides, message):
     with pytest.raises(ValueError) as error:
@@ -71,7 +100,7 @@ def test_the_one_network_takes_the_common_preprocessor_unless_it_has_its_own():
 
 def test_a_config_that_is_no_distillation_has_no_part():
     cfg = Config(dict(model=dict(type='mmpretrain.ImageClassifier')))
-    with pytest.raises(ValueError, match='is a mmpretrain.ImageClassifier, which has no student'):
+    with pytest.raises(ValueError, match='is of type mmpretrain.ImageClassifier, which has no student'):
         student_only(cfg)
     with pytest.raises(ValueError, match='which has no teacher. The option is for configs of an overhaul.Overhaul'):
         teacher_only(cfg)
