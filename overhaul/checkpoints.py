@@ -1,6 +1,7 @@
 """Reads the weights of a teacher from any format in use: official, torchvision, mmpretrain and mmseg, and our own."""
 
 import difflib
+import hashlib
 import logging
 import os
 import re
@@ -160,6 +161,14 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
             f'None of the {len(numbers)} checkpoints in "{work_dir}" can be read. To start anew, choose another '
             '--work-dir, or move them away.')
     return None
+
+
+def checksum(model: nn.Module) -> str:
+    """Return a checksum of all bits of the weights and buffers of ``model``."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
 
 
 def to_model_keys(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from overhaul.checkpoints import load_weights
+from overhaul.checkpoints import checksum, load_weights
 from overhaul.normalization import Renormalize
 from overhaul.registry import MODELS, build, nearest
 from overhaul.settings import model_of
@@ -219,9 +219,9 @@ class OverhaulDistiller(BaseModel):
 
     def init_weights(self) -> None:
         """Initialise student and connectors; make sure that the teacher is as it was."""
-        before = _fingerprint(self.teacher)
+        before = checksum(self.teacher)
         super().init_weights()
-        if _fingerprint(self.teacher) != before:
+        if checksum(self.teacher) != before:
             raise RuntimeError('The initialisation of the student changed the teacher: they share parameters.')
 
     def _apply(self, fn: object, recurse: bool = True) -> OverhaulDistiller:
@@ -313,10 +313,6 @@ def _loss_names(student_paths: Sequence[str]) -> list[str]:
     # A student tap may serve several teacher taps, and losses of one name would replace each other; those with a dot
     # and a number are of other taps.
     return [name if names.count(name) == 1 else f'{name}#{names[:i].count(name)}' for i, name in enumerate(names)]
-
-
-def _fingerprint(model: nn.Module) -> list[float]:
-    return [tensor.double().sum().item() for tensor in model.state_dict().values()]
 
 
 def _size(size: tuple[int, int]) -> str:

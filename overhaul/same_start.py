@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 from collections.abc import Iterator, Sequence
 
-import torch
 from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import nn
 
+from overhaul.checkpoints import checksum
 from overhaul.distiller import OverhaulDistiller
 from overhaul.hooks.runner import bare_model
 
@@ -63,14 +61,6 @@ def check_same(starts: Sequence[tuple[str, dict[str, object]]]) -> None:
                 f'The processes of this training do not begin with the same: "{differ[0]}" is {first.get(differ[0])!r} '
                 f'in process 0 on {host} and {other.get(differ[0])!r} in process {rank} on {other_host}. Give all of '
                 'them the same config, options and files; to resume, the work directory of process 0.')
-
-
-def checksum(model: nn.Module) -> str:
-    """Return a checksum of all bits of the weights and buffers of ``model``."""
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
 
 
 def _leaves(value: object, name: str = '') -> Iterator[tuple[str, object]]:

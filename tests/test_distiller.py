@@ -228,6 +228,12 @@ def test_initialisation_that_reaches_the_teacher_is_refused(teacher_file):
         model.init_weights()
 
 
+def test_a_teacher_with_nan_shares_no_parameters_for_that():
+    model = build_distiller()
+    model.teacher.backbone.conv1.weight.data.fill_(math.nan)
+    model.init_weights()
+
+
 @pytest.mark.parametrize('statistics', ['batch', 'running'])
 def test_train_and_eval_leave_the_teacher_in_its_own_mode(teacher_file, statistics):
     model = build_distiller(teacher_checkpoint=teacher_file, teacher_batch_norm=statistics)
