@@ -389,6 +389,24 @@ def test_machines_that_do_not_know_each_other(shell, environment):
     assert run.stderr.startswith('error: on NNODES=2 machines, give each its NODE_RANK, 0 to 1, and')
 
 
+@pytest.mark.parametrize('environment, message', [
+    (dict(NNODES='two'), 'error: NNODES is the number of machines, 1 or more, and not "two".\n'),
+    (dict(NNODES='0'), 'error: NNODES is the number of machines, 1 or more, and not "0".\n'),
+    (dict(NNODES='2', NODE_RANK='2'), 'error: NODE_RANK is the number of this machine, 0 to 1, and not "2".\n'),
+    (dict(NNODES='2', NODE_RANK='-1'), 'error: NODE_RANK is the number of this machine, 0 to 1, and not "-1".\n'),
+    (dict(NNODES='2', NODE_RANK='08'), 'error: NODE_RANK is the number of this machine, 0 to 1, and not "08".\n'),
+    (dict(NODE_RANK='1'), 'error: NODE_RANK is the number of this machine, 0 to 0, and not "1".\n')])
+def test_wrong_number_of_machines(shell, environment, message):
+    run = shell('dist_train.sh', 'a.py', '8', MASTER_ADDR='first', **environment)
+    assert (run.returncode, run.stdout, run.stderr) == (2, '', message)
+
+
+def test_slurm_that_is_not_there(shell):
+    run = shell('slurm_train.sh', 'part', 'name', 'a.py')
+    assert (run.returncode, run.stdout) == (2, '')
+    assert run.stderr.startswith('error: there is no srun') and run.stderr.count('\n') == 1
+
+
 @pytest.mark.parametrize('script, arguments', [
     ('dist_train.sh', ['a.py']), ('dist_test.sh', ['a.py', '8']), ('slurm_train.sh', ['part', 'name'])])
 def test_missing_arguments(shell, script, arguments):

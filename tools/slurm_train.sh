@@ -17,6 +17,11 @@ END
     exit 2
 fi
 
+if ! command -v srun > /dev/null; then
+    echo "error: there is no srun on the PATH. Run this where Slurm is, or take dist_train.sh." >&2
+    exit 2
+fi
+
 PARTITION=$1
 JOB_NAME=$2
 CONFIG=$3

@@ -12,6 +12,14 @@ if ! [[ $GPUS =~ ^[1-9][0-9]*$ ]]; then
     echo "error: GPUS is the number of processes on this machine, 1 or more, and not \"$GPUS\"." >&2
     exit 2
 fi
+if ! [[ ${NNODES:-1} =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: NNODES is the number of machines, 1 or more, and not \"$NNODES\"." >&2
+    exit 2
+fi
+if ! [[ ${NODE_RANK:-0} =~ ^(0|[1-9][0-9]*)$ ]] || [ "${NODE_RANK:-0}" -ge "${NNODES:-1}" ]; then
+    echo "error: NODE_RANK is the number of this machine, 0 to $((${NNODES:-1} - 1)), and not \"$NODE_RANK\"." >&2
+    exit 2
+fi
 if [ "${NNODES:-1}" -gt 1 ]; then
     if [ -z "$NODE_RANK" ] || [ -z "$MASTER_ADDR" ]; then
         echo "error: on NNODES=$NNODES machines, give each its NODE_RANK, 0 to $((NNODES - 1)), and all of them the" \
