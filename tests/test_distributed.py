@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -401,6 +402,7 @@ def test_wrong_number_of_machines(shell, environment, message):
     assert (run.returncode, run.stdout, run.stderr) == (2, '', message)
 
 
+@pytest.mark.skipif(shutil.which('srun') is not None, reason='Slurm is there.')
 def test_slurm_that_is_not_there(shell):
     run = shell('slurm_train.sh', 'part', 'name', 'a.py')
     assert (run.returncode, run.stdout) == (2, '')
