@@ -391,12 +391,10 @@ def test_unknown_scheme():
 
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(tmp_path, monkeypatch):
     """An empty download folder."""
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path / 'hub'))
-    yield tmp_path / 'hub' / 'checkpoints'
-    torch.hub.set_dir(before)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    return tmp_path / 'hub' / 'checkpoints'
 
 
 @pytest.fixture

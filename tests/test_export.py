@@ -13,9 +13,6 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
-from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
-from mmseg.registry import DATASETS as MMSEG_DATASETS
-from mmseg.registry import MODELS as MMSEG_MODELS
 from small_models import build_model, resnet, segmentor, wide_resnet
 
 from overhaul import export
@@ -198,7 +195,7 @@ def test_a_model_that_is_no_graph_is_refused_in_one_sentence(tmp_path):
     pytest.importorskip('onnxscript')
     model = build_model(wide_resnet()).eval()
     model.head.fc.register_forward_hook(lambda module, images, logits: logits if logits.max() > 0 else -logits)
-    with pytest.raises(ValueError, match='cannot write the ImageClassifier as a graph .*Leave --onnx out'):
+    with pytest.raises(ValueError, match='cannot write the ImageClassifier as a graph .GuardOn.*Leave --onnx out'):
         export_onnx(model, tmp_path / 'graph.onnx', (16, 16))
     assert not list(tmp_path.iterdir())
 
@@ -240,33 +237,37 @@ def test_of_every_config_no_more_than_the_network_and_the_digits_remain(path):
 
 
 def test_what_replaces_a_type_is_what_it_extends():
-    registries = dict(mmpretrain=MMPRETRAIN_DATASETS, mmseg=MMSEG_DATASETS)
     for name, plain in export._PLAIN.items():
-        scope, _, short = plain['type'].partition('.')
-        own = MODELS.get(name) if name == 'overhaul.CrossEntropyPerImage' else DATASETS.get(name)
-        registry = MMSEG_MODELS if name == 'overhaul.CrossEntropyPerImage' else registries[scope]
-        assert issubclass(own, registry.get(short))
+        registry = MODELS if MODELS.get(name) else DATASETS
+        assert issubclass(registry.get(name), registry.get(plain['type']))
 
 
 @pytest.mark.parametrize(('out', 'onnx', 'message'), [
     ('weights.pth', None, 'error: "weights.pth" would be written over, and it is read from'),
     ('config.pth', None, 'error: "config.py" would be written over, and it is read from'),
     ('other.pth', None, 'error: The config would be written over "other.py", which is no exported one'),
+    ('folder.pth', None, 'error: "folder.pth" is a folder'),
+    ('student.pth', 'folder.onnx', 'error: "folder.onnx" is a folder'),
+    ('other.py/student.pth', None, 'error: "other.py/student.pth" cannot be written, for "other.py" is no folder'),
+    ('student.pth', 'other.py/a/b.onnx', 'error: "other.py/a/b.onnx" cannot be written, for "other.py" is no folder'),
+    ('student.pth', 'graph.onnx --size 0 16', 'error: --size is 0 16. Give a height and a width of 1 or more'),
     ('student.bin', None, 'error: "student.bin" does not end in .pth'),
     ('student.pth', 'graph.pb', 'error: "graph.pb" does not end in .onnx'),
     ('student.pth', 'graph.onnx', 'error: The graph of a classifier is for one size .* Add --size HEIGHT WIDTH'),
 ])
 def test_a_mistake_is_one_paragraph_and_writes_nothing(out, onnx, message, tmp_path, monkeypatch):
-    if onnx == 'graph.onnx':
+    if onnx and onnx.startswith('graph.onnx'):
         pytest.importorskip('onnxscript')
     monkeypatch.chdir(tmp_path)
     Path('config.py').write_text(f'_base_ = {str(DIGITS)!r}')
     Path('weights.pth').write_bytes(DIGITS_WEIGHTS.read_bytes())
     Path('other.py').write_text('lr = 1')
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    Path('folder.pth').mkdir()
+    Path('folder.onnx').mkdir()
+    before = {path.name: path.is_dir() or path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(SystemExit, match=message):
-        run_tool(monkeypatch, 'config.py', 'weights.pth', out, *(['--onnx', onnx] if onnx else []))
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        run_tool(monkeypatch, 'config.py', 'weights.pth', out, *(['--onnx', *onnx.split()] if onnx else []))
+    assert {path.name: path.is_dir() or path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_without_the_packages_of_onnx_it_names_the_extra(tmp_path, monkeypatch):
