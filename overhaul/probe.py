@@ -32,7 +32,7 @@ class Strength(NamedTuple):
 
 
 def measure(model: OverhaulDistiller, data: dict, precision: AbstractContextManager | None = None) -> Strength:
-    """Measure a batch in train mode, and leave weights and buffers as they were.
+    """Measure a batch in train mode, and leave weights, gradients and buffers as they were.
 
     Args:
         model: The distiller, without a wrapper for distributed training.
@@ -40,21 +40,35 @@ def measure(model: OverhaulDistiller, data: dict, precision: AbstractContextMana
         precision: Context of the forward pass, for autocast.
     """
     data = model.data_preprocessor(data, True)
-    parameters = [parameter for parameter in model.student.parameters() if parameter.requires_grad]
-    with buffers_kept(model), torch.enable_grad():
+    with buffers_kept(model), _gradients_kept(model), torch.enable_grad():
         with precision or nullcontext():
             losses = model(**data, mode='loss')
         distillation = sum(loss for name, loss in losses.items() if name in model.loss_names)
         task, _ = model.parse_losses({name: loss for name, loss in losses.items() if name not in model.loss_names})
-        gradients = [
-            _norm(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
-            for loss in (task, distillation)]
+        gradients = [_gradient(loss, model) for loss in (task, distillation)]
     return Strength(task.item(), distillation.item(), *gradients)
+
+
+def _gradient(loss: Tensor, model: OverhaulDistiller) -> float:
+    model.zero_grad()
+    # Not torch.autograd.grad, which gradient checkpointing refuses.
+    loss.backward(retain_graph=True)
+    return _norm(parameter.grad for parameter in model.student.parameters())
 
 
 def _norm(gradients: Iterable[Tensor | None]) -> float:
     squares = [gradient.double().square().sum() for gradient in gradients if gradient is not None]
     return torch.stack(squares).sum().sqrt().item() if squares else 0.0
+
+
+@contextmanager
+def _gradients_kept(model: nn.Module) -> Iterator[None]:
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 @contextmanager

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from small_models import batch, build_distiller, save_teacher, wide_resnet
+from small_models import batch, build_distiller, resnet, save_teacher, wide_resnet
 
 from overhaul.probe import Strength, measure
 
@@ -41,6 +41,24 @@ def test_the_model_stays_as_it_was(model):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(value, teacher[name]) for name, value in model.teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_gradient_checkpointing_changes_no_number():
+    taps = [dict(teacher='backbone.layer2', student='backbone.layer2')]
+    strengths = []
+    for with_cp in (False, True):
+        model = build_distiller(teacher=resnet(), student=resnet(with_cp=with_cp), taps=taps).train()
+        strengths.append(measure(model, data()))
+    assert strengths[1] == pytest.approx(strengths[0], rel=1e-5)
+
+
+def test_gradients_that_are_there_stay(model):
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3)
+    gradients = [parameter.grad for parameter in model.parameters()]
+    measure(model, data())
+    assert all(parameter.grad is gradient for parameter, gradient in zip(model.parameters(), gradients))
+    assert all(gradient.eq(3).all() for gradient in gradients)
 
 
 def test_a_task_without_gradient_gives_an_infinite_ratio():
