@@ -96,6 +96,7 @@ def test_heads_of_the_paper_are_listed(list_taps):
 @pytest.mark.parametrize(('arguments', 'message'), [
     ((f'{ROOT}/configs/digits_wrn16_2_wrn10.py', ), 'There is no config file .*Nearest there: digits_wrn16_2_wrn10_1'),
     ((f'{ROOT}/configs/_base_/runtime.py', ), 'has no model'),
+    (('mmpretrain::resnet/resnet18_8xb16_cifar11.py', ), 'has no config .*Nearest: resnet/resnet18_8xb16_cifar10'),
     ((RESNET18, 'mmpretrain::lenet/lenet5_mnist.py', '--size', 32, 32),
      r'The model with the LeNet5 failed on one image \(3, 32, 32\)'),
 ])
@@ -103,6 +104,14 @@ def test_what_is_wrong_is_said_in_one_paragraph(list_taps, arguments, message):
     with pytest.raises(SystemExit) as exit_:
         list_taps(*arguments)
     assert re.match(f'error: .*{message}', exit_.value.code) and '\n' not in exit_.value.code
+
+
+@pytest.mark.parametrize('size', [(0, 0), (16, -1), ('a', 16)])
+def test_a_size_that_no_image_has_is_refused(list_taps, capsys, size):
+    with pytest.raises(SystemExit) as exit_:
+        list_taps(DIGITS, '--size', *size)
+    assert exit_.value.code == 2
+    assert 'argument --size' in capsys.readouterr().err
 
 
 def test_a_teacher_that_does_not_fit_is_refused(list_taps, tmp_path):

@@ -34,7 +34,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
         help='of the image; default: input_size of the distillation, or 224 224')
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.size and min(arguments.size) < 1:
+        parser.error('argument --size: give a height and a width of 1 or more')
+    return arguments
 
 
 def networks(config: str, student: str | None) -> tuple[dict[str, nn.Module], str, dict]:
