@@ -241,6 +241,11 @@ def test_test_measures_the_teacher(tmp_path):
     assert not checkpoints(tmp_path)
 
 
+def test_test_measures_a_model_that_is_in_no_distillation(run):
+    run('test.py', ROOT / 'configs/digits_wrn16_2.py', TEACHER, '--work-dir', 'tested')
+    assert log('tested').strip().splitlines()[-1].endswith('Model: 0.44 % error')
+
+
 def test_test_asks_for_a_checkpoint(run, capsys):
     with pytest.raises(SystemExit) as exit_:
         run('test.py', CONFIG)

@@ -55,14 +55,14 @@ def main() -> None:
         cfg = read_config(arguments.config, arguments.cfg_options)
         cfg.launcher = arguments.launcher
         cfg.work_dir = arguments.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(arguments.config).stem}'
-        checkpoint = arguments.checkpoint
+        checkpoint, part = arguments.checkpoint, 'Model'
         if arguments.teacher:
             checkpoint = checkpoint or cfg.model.get('teacher_checkpoint')
             if checkpoint is None:
                 raise ValueError('The config names no teacher_checkpoint. Give the file as CHECKPOINT.')
-            cfg.model = teacher_only(cfg)
+            cfg.model, part = teacher_only(cfg), 'Teacher'
         elif 'student' in cfg.model:
-            cfg.model = student_only(cfg)
+            cfg.model, part = student_only(cfg), 'Student'
         if arguments.tta:
             augment(cfg)
         if arguments.voc_submission is not None:
@@ -74,7 +74,7 @@ def main() -> None:
         load_weights(model.module if arguments.tta else model, checkpoint)
         metrics = runner.test()
         if arguments.voc_submission is None:
-            runner.logger.info(f'{"Teacher" if arguments.teacher else "Student"}: {headline(metrics)}')
+            runner.logger.info(f'{part}: {headline(metrics)}')
 
 
 if __name__ == '__main__':
