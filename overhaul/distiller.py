@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
+from types import UnionType
 
 import torch
 from mmengine.logging import print_log
@@ -90,6 +92,12 @@ class OverhaulDistiller(BaseModel):
         input_size: tuple[int, int] = (224, 224),
         data_preprocessor: dict | None = None,
     ) -> None:
+        _check_kind(dict | str, 'a dict, or the path of a config file', teacher=teacher, student=student)
+        _check_kind(
+            dict | None, 'a dict, as in dict(type="...")', connector=connector, margin=margin, distill_loss=distill_loss)
+        _check_kind(bool, 'True or False', teacher_dropout=teacher_dropout, match_sizes=match_sizes)
+        if teacher_checkpoint == '':
+            raise ValueError("teacher_checkpoint is a file, a URL or None, not ''.")
         _check_arguments(taps, teacher_batch_norm, input_size)
         student = _with_preprocessor(model_of(student), data_preprocessor)
         student_model = build(student, 'student')
@@ -283,6 +291,12 @@ def _with_preprocessor(cfg: dict, data_preprocessor: dict | None) -> dict:
     return cfg if data_preprocessor is None else {'data_preprocessor': dict(data_preprocessor), **cfg}
 
 
+def _check_kind(kind: type | UnionType, what: str, **arguments: object) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, kind):
+            raise ValueError(f'{name} is {what}, not {value!r}.')
+
+
 def _check_arguments(taps: Sequence[dict] | str, teacher_batch_norm: str, input_size: tuple[int, int]) -> None:
     if not (isinstance(input_size, list | tuple) and len(input_size) == 2
             and all(isinstance(length, int) and length > 0 for length in input_size)):
@@ -291,10 +305,12 @@ def _check_arguments(taps: Sequence[dict] | str, teacher_batch_norm: str, input_
         raise ValueError(f'teacher_batch_norm is "batch" or "running", not {teacher_batch_norm!r}.')
     if taps == 'auto':
         return
-    if not taps or isinstance(taps, str):
+    if not taps or not isinstance(taps, list | tuple):
         raise ValueError(
             f'taps is {taps!r}: name at least one pair, dict(teacher="path", student="path"), or take "auto".')
     for tap in taps:
+        if not isinstance(tap, dict):
+            raise ValueError(f'The tap {tap!r} is no dict. A tap has the keys {", ".join(_TAP_KEYS)}.')
         unknown = [key for key in tap if key not in _TAP_KEYS]
         missing = [key for key in ('teacher', 'student') if key not in tap]
         if unknown or missing:
@@ -302,9 +318,11 @@ def _check_arguments(taps: Sequence[dict] | str, teacher_batch_norm: str, input_
                 f'The tap {dict(tap)} ' + (f'lacks {missing}' if missing else f'has unknown keys {unknown}')
                 + f'. A tap has the keys {", ".join(_TAP_KEYS)}, of which the first two are required.')
         for key, value in tap.items():
-            number = key == 'loss_weight'
-            if not isinstance(value, int | float if number else str | None):
-                what = 'a number' if number else 'the path of a module'
+            if key == 'loss_weight':
+                what, fits = 'a number of 0 or more', type(value) in (int, float) and 0 <= value < math.inf
+            else:
+                what, fits = 'the path of a module', isinstance(value, str) or (key, value) == ('margin_norm', None)
+            if not fits:
                 raise ValueError(f'The tap {dict(tap)} has {key}={value!r}, where {what} is expected.')
 
 

@@ -1,5 +1,7 @@
 """The distance: partial L2, and the plain one to compare with."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -69,7 +71,7 @@ class _WeightedDistance(nn.Module):
         super().__init__()
         if loss_weight == 'auto':
             self.register_buffer('loss_weight', torch.tensor(torch.nan))
-        elif isinstance(loss_weight, int | float) and loss_weight >= 0:
+        elif type(loss_weight) in (int, float) and 0 <= loss_weight < math.inf:
             self.loss_weight = loss_weight
         else:
             raise ValueError(

@@ -103,6 +103,12 @@ def test_the_module_scales_with_alpha():
     assert str(PartialL2Loss(0.25)) == 'PartialL2Loss(loss_weight=0.25)'
 
 
+@pytest.mark.parametrize('loss_weight', [True, math.inf, math.nan, -1, '1'])
+def test_alpha_is_a_number(loss_weight):
+    with pytest.raises(ValueError, match='The loss_weight of PartialL2Loss is a number of 0 or more, or "auto", not'):
+        PartialL2Loss(loss_weight)
+
+
 def test_l2_drops_nothing():
     student = torch.tensor([[-3.0, 3.0], [0.0, 1.0]], requires_grad=True)
     teacher = torch.tensor([[-1.0, 1.0], [0.0, 3.0]], requires_grad=True)
