@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -57,12 +58,14 @@ def export_student(
     Raises:
         FileNotFoundError, ValueError: As :func:`overhaul.settings.read_config` and
             :func:`overhaul.checkpoints.load_weights`.
-        ValueError: If a file to write is one of those read, or is a config that this function did not write; if its
-            name ends otherwise than above; as :func:`export_onnx`.
+        ValueError: If a file to write is one of those read, a folder, or a config that this function did not write; if
+            its name ends otherwise than above, or its folder cannot be; for a size below 1; as :func:`export_onnx`.
         ModuleNotFoundError: As :func:`export_onnx`.
     """
     weights, settings = Path(out), Path(out).with_suffix('.py')
     _check_paths(config, checkpoint, weights, settings, onnx)
+    if size is not None and min(size) < 1:
+        raise ValueError('--size is {} {}. Give a height and a width of 1 or more.'.format(*size))
     cfg = read_config(config)
     plain = student_config(cfg)
     model = build(copy.deepcopy(plain.model), 'student', scope=plain.default_scope).eval()  # building edits a config
@@ -163,9 +166,10 @@ def export_onnx(model: nn.Module, path: str | Path, size: tuple[int, int] | None
                     logits, (torch.randn(2, 3, *sizes[0]),), draft, dynamo=True, dynamic_shapes=dict(images=axes),
                     input_names=['images'], output_names=['logits'], external_data=False, verbose=False)
         except Exception as failure:  # whatever a model does that a graph cannot
+            cause = failure.__cause__ or failure  # torch wraps it in advice in colours
             raise ValueError(
-                f'torch.onnx cannot write the {type(model).__name__} as a graph ({type(failure).__name__}: '
-                f'{str(failure).strip().splitlines()[0]}). Leave --onnx out; the weights and the config do without.'
+                f'torch.onnx cannot write the {type(model).__name__} as a graph ({type(cause).__name__}: '
+                f'{str(cause).strip().splitlines()[0]}). Leave --onnx out; the weights and the config do without.'
             ) from failure
         if importlib.util.find_spec('onnxruntime') is not None:
             error = _largest_error(draft, logits, [(1, *sizes[0]), (3, *sizes[1])])
@@ -237,6 +241,12 @@ def _check_paths(config: str, checkpoint: str, weights: Path, settings: Path, on
     for output in [weights, settings, *graphs]:
         if output.resolve() in (Path(config).resolve(), Path(checkpoint).expanduser().resolve()):
             raise ValueError(f'"{output}" would be written over, and it is read from. Give OUT.pth another name.')
+        if output.is_dir():
+            raise ValueError(f'"{output}" is a folder, and is to be a file. Give OUT.pth or OUT.onnx another name.')
+        parent = next(parent for parent in output.parents if parent.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise ValueError(
+                f'"{output}" cannot be written, for "{parent}" is no folder that you may write to. Name another one.')
     if settings.exists() and not settings.read_text().startswith(_MARK):
         raise ValueError(
             f'The config would be written over "{settings}", which is no exported one. Give OUT.pth another name.')
