@@ -94,7 +94,8 @@ class OverhaulDistiller(BaseModel):
     ) -> None:
         _check_kind(dict | str, 'a dict, or the path of a config file', teacher=teacher, student=student)
         _check_kind(
-            dict | None, 'a dict, as in dict(type="...")', connector=connector, margin=margin, distill_loss=distill_loss)
+            dict | None, 'a dict, as in dict(type="...")',
+            connector=connector, margin=margin, distill_loss=distill_loss)
         _check_kind(bool, 'True or False', teacher_dropout=teacher_dropout, match_sizes=match_sizes)
         if teacher_checkpoint == '':
             raise ValueError("teacher_checkpoint is a file, a URL or None, not ''.")
