@@ -15,6 +15,7 @@ _PUBLIC = {
     'L2Loss': 'losses',
     'partial_l2': 'losses',
     'Digits': 'datasets',
+    'DigitScenes': 'datasets',
 }
 
 __all__ = ['__version__', *_PUBLIC]
