@@ -11,6 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 # A batch norm on one of these branches does not scale the feature that the residual block computes.
@@ -33,7 +34,9 @@ class Tap:
 
     Attributes:
         channels, size: Channels and (height, width) of the feature, known after :meth:`Taps.dry_run`.
-        norm_path: Path of the batch norm that feeds the tap, ``None`` where there is none; known after the dry run.
+        norm_path: Path of the batch norm that feeds the tap, known after the dry run: the last one of the tap's shape on
+            the main path, or ``None`` where a convolution of that shape follows it. What adds to it or activates it in
+            between is not looked at.
 
     Raises:
         ValueError: If the model has no module of that path; names the nearest ones.
@@ -130,17 +133,19 @@ class Tap:
         feature, self._feature = self._feature, None
         return feature
 
-    def learn(self, norms_before: Sequence[tuple[str, torch.Size]]) -> None:
-        """Note what the dry run shows: channels, size, the batch norm before, and whether to copy the feature."""
+    def learn(self, before: Sequence[tuple[str, nn.Module, torch.Size]]) -> None:
+        """Note what the dry run shows: channels, size, the batch norm that feeds it, and whether to copy the feature."""
         # A copy keeps the feature whatever the model does to its own tensor afterwards.
         self._reading = False
         self._copy = self._overwritten
         feature, self._feature = self._feature, None
         self.channels, self.size = feature.shape[1], tuple(feature.shape[2:])
         main_path = [
-            path for path, shape in norms_before
+            (path, module) for path, module, shape in before
             if shape == feature.shape and not any(branch in path for branch in _SIDE_BRANCHES)]
-        self.norm_path = main_path[-1] if main_path else None
+        # A convolution after the last batch norm makes another feature of it.
+        path, module = main_path[-1] if main_path else (None, None)
+        self.norm_path = path if isinstance(module, _BatchNorm) else None
 
 
 class Taps:
@@ -198,20 +203,25 @@ class Taps:
             input_size: Height and width of the blank image.
             stop_after_last: Whether later passes may end at the tap that is reached last.
         """
-        events: list[Tap | tuple[str, torch.Size]] = []  # taps, and batch norms with their shapes, as they ran
+        # Taps, and batch norms and convolutions with the shape that they give, as they ran.
+        events: list[Tap | tuple[str, nn.Module, torch.Size]] = []
 
         def note(event: Tap | str) -> Callable:
             if isinstance(event, Tap):
                 return lambda *_: events.append(event)
-            return lambda module, inputs: events.append((event, inputs[0].shape))
+            return lambda module, inputs, output=None: events.append(
+                (event, module, (inputs[0] if output is None else output).shape))
 
-        # Before it runs: some batch norms hold the activation that is tapped.
+        # Those of a module run in this order: a convolution makes its own output, a batch norm none of its own input.
+        modules = list(model.named_modules())
         hooks = [
-            module.register_forward_pre_hook(note(path))
-            for path, module in model.named_modules() if isinstance(module, _BatchNorm)]
+            module.register_forward_hook(note(path)) for path, module in modules if isinstance(module, _ConvNd)]
         for tap in self.taps:
             register = tap.module.register_forward_pre_hook if tap._side else tap.module.register_forward_hook
             hooks.append(register(note(tap)))
+        # Before it runs: some batch norms hold the activation that is tapped.
+        hooks += [
+            module.register_forward_pre_hook(note(path)) for path, module in modules if isinstance(module, _BatchNorm)]
         with torch.no_grad():
             self.start()
         blank_pass(model, input_size, hooks)

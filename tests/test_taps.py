@@ -210,6 +210,13 @@ def test_dry_run_finds_channels_sizes_and_batch_norms():
         (64, (6, 4), 'backbone.layer4.1.bn1'), (8, (48, 32), None)]
 
 
+@pytest.mark.parametrize(
+    'path', ['backbone.block2', 'backbone.block2.0', 'backbone.block2.0.conv2', 'backbone.bn1:input'])
+def test_a_batch_norm_with_a_convolution_behind_it_feeds_no_tap(path):
+    tap, = taps_of(build_model(wide_resnet()), path)
+    assert tap.norm_path is None
+
+
 @pytest.mark.parametrize('path', ['backbone.layer2.0.bn2', 'backbone.layer2.0.conv2:input'])
 def test_a_feature_that_gradient_checkpointing_cuts_off_is_refused(path):
     model = build_model(resnet(with_cp=True)).train()
