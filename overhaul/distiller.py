@@ -47,8 +47,8 @@ class OverhaulDistiller(BaseModel):
             :func:`overhaul.stages.find_stages`. One dict each with ``teacher`` and ``student`` (``'path.of.module'``
             or ``'path.of.module:input'``, see :class:`overhaul.taps.Tap`), ``loss_weight`` (default 1), and
             ``margin_norm``, the path of the teacher's batch norm that gives the margin (default: the last one of the
-            same shape on the main path before the tap, with no convolution of that shape after it; without any, the margin is estimated, see
-            :class:`overhaul.margins.MarginReLU`).
+            same shape on the main path before the tap, with no convolution of that shape after it; without any, the
+            margin is estimated, see :class:`overhaul.margins.MarginReLU`).
         teacher_checkpoint: Weights of the teacher, a file or URL as :func:`overhaul.checkpoints.read_checkpoint` takes
             it. ``None`` leaves the teacher as its config initialises it, and warns.
         connector: Student transform, built with ``student_channels`` and ``teacher_channels``. Default type:

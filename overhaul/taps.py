@@ -34,9 +34,9 @@ class Tap:
 
     Attributes:
         channels, size: Channels and (height, width) of the feature, known after :meth:`Taps.dry_run`.
-        norm_path: Path of the batch norm that feeds the tap, known after the dry run: the last one of the tap's shape on
-            the main path, or ``None`` where a convolution of that shape follows it. What adds to it or activates it in
-            between is not looked at.
+        norm_path: Path of the batch norm that feeds the tap, known after the dry run: the last one of the tap's shape
+            on the main path, or ``None`` where a convolution of that shape follows it. What adds to it or activates it
+            in between is not looked at.
 
     Raises:
         ValueError: If the model has no module of that path; names the nearest ones.
@@ -134,7 +134,7 @@ class Tap:
         return feature
 
     def learn(self, before: Sequence[tuple[str, nn.Module, torch.Size]]) -> None:
-        """Note what the dry run shows: channels, size, the batch norm that feeds it, and whether to copy the feature."""
+        """Note what the dry run shows: channels, size, the batch norm behind it, and whether to copy the feature."""
         # A copy keeps the feature whatever the model does to its own tensor afterwards.
         self._reading = False
         self._copy = self._overwritten
