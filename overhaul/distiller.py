@@ -56,6 +56,7 @@ class OverhaulDistiller(BaseModel):
         margin: Teacher transform, built with ``channels`` and ``norm``, the batch norm before the tap or ``None``.
             Default type: ``MarginReLU``.
         distill_loss: Distance between the two, scaled with alpha. Default type: ``PartialL2Loss``.
+        alpha: Short for the ``loss_weight`` of ``distill_loss``: a number, or ``'auto'``.
         teacher_batch_norm: ``'batch'`` normalises the teacher with the statistics of the batch, as the paper does
             (Table 8), ``'running'`` with those of its training.
         teacher_dropout: Whether the dropout of the teacher is live, as it is in the official segmentation code. The
@@ -86,6 +87,7 @@ class OverhaulDistiller(BaseModel):
         connector: dict | None = None,
         margin: dict | None = None,
         distill_loss: dict | None = None,
+        alpha: float | str | None = None,
         teacher_batch_norm: str = 'batch',
         teacher_dropout: bool = False,
         match_sizes: bool = False,
@@ -132,7 +134,9 @@ class OverhaulDistiller(BaseModel):
                   norm=self._margin_norm(teacher_tap, tap.get('margin_norm')))
             for teacher_tap, tap in zip(self.teacher_taps, taps))
         self._calibrated = False
-        self.distill_loss = build({'type': 'PartialL2Loss', **(distill_loss or {})}, 'distill_loss', scope='overhaul')
+        strength = {} if alpha is None else {'loss_weight': alpha}
+        self.distill_loss = build(
+            {'type': 'PartialL2Loss', **(distill_loss or {}), **strength}, 'distill_loss', scope='overhaul')
         self.train()
 
     def _check_sizes(self, input_size: tuple[int, int]) -> None:

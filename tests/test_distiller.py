@@ -552,3 +552,11 @@ def test_networks_of_different_families_pair_at_taps_of_one_size():
     model = build_distiller(teacher=resnet(8), taps=taps)
     losses = model(*batch(), mode='loss')
     assert [losses[name].item() > 0 for name in model.loss_names] == [True, True]
+
+
+@pytest.mark.parametrize('distill_loss', [None, dict(type='L2Loss', loss_weight=3.0)])
+def test_alpha_is_short_for_the_weight_of_the_distillation(distill_loss):
+    assert build_distiller(alpha=0.25, distill_loss=distill_loss).distill_loss.loss_weight == 0.25
+    assert build_distiller(alpha='auto', distill_loss=distill_loss).distill_loss.loss_weight.isnan()
+    with pytest.raises(ValueError, match='loss_weight of .* is a number of 0 or more, or "auto"'):
+        build_distiller(alpha=-1, distill_loss=distill_loss)

@@ -1,5 +1,3 @@
-custom_imports = dict(imports=['overhaul.registry'])  # for the tools of mmpretrain and mmseg
-
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
