@@ -51,7 +51,7 @@ to ends the training with one paragraph, and what was there before is sound.
 ## Killed processes
 
 When one of several processes dies, the others end with a message: with gloo at once; with NCCL, which has not been
-tried, after its timeout at the latest. `MAX_RESTARTS=3 tools/dist_train.sh CONFIG GPUS --resume` starts all of them
+tried, after its timeout at the latest. `MAX_RESTARTS=3 tools/dist_train.sh CONFIG 8 --resume` starts all of them
 again from the last checkpoint, up to three times. Processes that differ in config, weights, teacher or number of images
 do not begin.
 
