@@ -88,7 +88,8 @@ def gradients_without_batch_norm(model):
 def gradients_with_synchronised_batch_norm(model):
     """The same for a model whose student and connectors are converted, and what was converted."""
     plain, converted = copy.deepcopy(model), convert_sync_batchnorm(copy.deepcopy(model), 'torch')
-    plain.teacher_batch_norm = converted.teacher_batch_norm = 'running'
+    model.teacher_batch_norm = 'running'  # of the teacher that all three share
+    model.train()
     found = dict(
         plain=[name for name, module in plain.named_modules() if isinstance(module, _BatchNorm)],
         converted=[name for name, module in converted.named_modules() if isinstance(module, nn.SyncBatchNorm)],
@@ -98,6 +99,7 @@ def gradients_with_synchronised_batch_norm(model):
     nn.SyncBatchNorm.forward = on_gpu
     dist.all_reduce_dict(together, 'mean')  # as DDP does, which refuses synchronised batch norms on a CPU
     found.update(together=together, whole=gradients(plain.train(), *batch(IMAGES)))
+    model.teacher_batch_norm = 'batch'
     model.train()
     return found
 
