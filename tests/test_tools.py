@@ -278,8 +278,8 @@ def test_refusal_is_one_paragraph_and_status_1(tmp_path):
     (['model.student.backbone.type=WideResNet'], r'student asks for the type "WideResNet".* Nearest: overhaul.WideRes'),
     (['model.teacher.type=ImageClasifier'], r'teacher asks for the type "ImageClasifier".*Nearest: .*ImageClassifier'),
     (['model.margin.type=MarginRelu'], r'margin asks for the type "MarginRelu".* Nearest: overhaul.MarginReLU'),
-    (['model.tap=1'], r'OverhaulDistiller an unknown key "tap"\. Nearest: taps\.'),
-    (['model.alpha=1'], r'OverhaulDistiller an unknown key "alpha"\. Nearest: '),
+    (['model.tap=1'], r'OverhaulDistiller an unknown key "tap"\. Nearest: taps'),
+    (['model.alhpa=1'], r'OverhaulDistiller an unknown key "alhpa"\. Nearest: alpha'),
     (['model.distill_loss.alpha=1'], r'distill_loss gives PartialL2Loss an unknown key "alpha"\. Nearest: loss_weight'),
     (['model.connector.type=ConvBNConnector', 'model.connector.kernel=3'],
      r'connector gives ConvBNConnector an unknown key "kernel"\.'),
@@ -375,4 +375,4 @@ def test_checkpoint_that_does_not_fit_the_student(refused):
 def test_config_without_a_distiller(refused, arguments):
     tool, *arguments = arguments
     message = refused(tool, ROOT / 'configs/digits_wrn16_2.py', *arguments)
-    assert 'is a ImageClassifier, which has no' in message
+    assert 'is of type ImageClassifier, which has no' in message
