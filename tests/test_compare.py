@@ -87,7 +87,8 @@ def test_a_run_that_fails_is_told_with_its_command(tmp_path):
 
 def test_a_config_that_is_no_distillation_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', [TOOL, str(ROOT / 'configs/digits_wrn16_2.py')])
-    with pytest.raises(SystemExit, match='^error: The model of this config is of type ImageClassifier'):
+    message = '^error: The model of this config is of type ImageClassifier, which has no student'
+    with pytest.raises(SystemExit, match=message):
         runpy.run_path(TOOL, run_name='__main__')
 
 

@@ -78,7 +78,8 @@ def test_pictures_come_with_one_line_of_options(work_dirs):
     (['features', CONFIG, 'alone/iter_4.pth'], 'error: "alone/iter_4.pth" is not from the distillation of this config'),
     (['margins', CONFIG, 'nowhere.pth'], 'error: "nowhere.pth" does not exist'),
     (['predictions', CONFIG, 'a=distilled/iter_4.pth'], 'error: Predictions are drawn of a segmentation'),
-    (['features', str(ROOT / 'configs/digits_wrn16_2.py'), 'x.pth'], 'error: The model of this config is of type')])
+    (['features', str(ROOT / 'configs/digits_wrn16_2.py'), 'x.pth'],
+     'error: The model of this config is of type ImageClassifier, which has no student')])
 def test_what_cannot_be_drawn_is_refused(work_dirs, monkeypatch, arguments, message):
     monkeypatch.chdir(work_dirs)
     assert refused(*arguments).startswith(message)
