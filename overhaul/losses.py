@@ -22,12 +22,8 @@ class _SummedPartialL2(torch.autograd.Function):
         above = torch.maximum(difference, teacher)
         aten.threshold_backward.grad_input(difference, above, 0, grad_input=difference)
         ctx.save_for_backward(difference)
-        # 16-bit maps: the squares overflow, and their sum over millions of elements loses its digits. Summed channel by
-        # channel, because the long sum of a norm rounds more than that of a sum, which takes the squares as a map.
-        norms = torch.linalg.vector_norm(
-            difference, dim=tuple(range(2, difference.dim())),
-            dtype=torch.promote_types(difference.dtype, torch.float32))
-        return norms.square().sum()
+        # 16-bit maps: the squares overflow, and their sum over millions of elements loses its digits.
+        return difference.to(torch.promote_types(difference.dtype, torch.float32)).square().sum()
 
     @staticmethod
     @once_differentiable
