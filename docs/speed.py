@@ -1,6 +1,6 @@
 """Measure how the cost of a distillation grows, how long it takes to start, and what loading its data costs.
 
-    OMP_NUM_THREADS=1 python docs/speed.py [growth] [start] [data] [processes]
+    OMP_NUM_THREADS=1 python docs/speed.py [where] [growth] [start] [data] [processes]
 
 Prints the second half of docs/speed.md; tools/benchmark.py, the first. On setting (c) of CIFAR-100, without its images.
 """
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,6 +63,25 @@ def table(what: str, settings: Sequence[tuple[int, int, int, int]]) -> None:
     fit = [np.corrcoef(numbers, column)[0, 1]**2 for column in zip(*columns)]
     print(f'| slope, R² | {slopes[0]:.3g}, {fit[0]:.3f} | {slopes[1]:.3g}, {fit[1]:.3f} | | {slopes[2]:.3g}, '
           f'{fit[2]:.3f} | {slopes[3]:.3g}, {fit[3]:.3f} | |\n')
+
+
+def where() -> None:
+    """Milliseconds per step of each operation, of the floor and of a distillation, by torch's profiler."""
+    cfg, spent = read_config(CONFIG), {}
+    for variant in ('floor', 'eager'):
+        step = benchmark.build_step(cfg, variant, 64, 'cpu')
+        for _ in range(3):
+            step()
+        with torch.profiler.profile() as profile:
+            for _ in range(10):
+                step()
+        spent[variant] = Counter({event.key: event.self_cpu_time_total / 10_000 for event in profile.key_averages()})
+    print('| operation | floor, ms | Overhaul, ms | more |\n|---|---|---|---|')
+    more = {name: spent['eager'][name] - spent['floor'][name] for name in spent['floor'] | spent['eager']}
+    for name in sorted(more, key=more.get, reverse=True)[:10]:
+        print(f'| `{name}` | {spent["floor"][name]:.1f} | {spent["eager"][name]:.1f} | {more[name]:.1f} |')
+    floor, ours = (sum(counter.values()) for counter in spent.values())
+    print(f'| all | {floor:.1f} | {ours:.1f} | {ours - floor:.1f} |\n')
 
 
 def start() -> None:
@@ -141,5 +161,5 @@ def processes() -> None:
 
 
 if __name__ == '__main__':
-    for name in sys.argv[1:] or ('growth', 'start', 'data', 'processes'):
+    for name in sys.argv[1:] or ('where', 'growth', 'start', 'data', 'processes'):
         globals()[name]()

@@ -31,6 +31,9 @@ from overhaul.settings import student_only, teacher_only
 FLOOR, STUDENT = 'floor', 'student'
 MODES = ('eager', 'channels_last', 'bfloat16', 'bfloat16+channels_last', 'compile', 'compile+bfloat16+channels_last')
 _WARM_UP = 3
+# Of mallopt, in <malloc.h>: what is larger than so many bytes is got from the system and given back at once. Setting it
+# keeps the C library from raising it by itself.
+_M_MMAP_THRESHOLD, _SMALL = -3, 2**17
 
 
 def measure(
@@ -52,8 +55,10 @@ def measure(
     thread on a CPU the seconds are those of the processor, which do not count while it runs other programs.
 
     Memory: each variant takes its steps in a fresh process. On a GPU it is the peak of torch's allocator. On a CPU it
-    is what the peak of resident memory adds, during the steps, to what was resident when the models had been built;
-    with compilation it is left out, since the compiler's own memory would be in it.
+    is what the peak of resident memory adds, during the steps, to what was resident when the models had been built, and
+    the C library is told to give each map back as soon as it is freed. So it is what is in use at a time; left alone,
+    the library keeps some of what was freed, now more and now less. With compilation it is left out, since the
+    compiler's own memory would be in it.
 
     Args:
         cfg: Config of a distillation. Not changed.
@@ -200,7 +205,9 @@ def memory(cfg: Config, variant: str, batch_size: int, device: str) -> int:
             step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
-    ctypes.CDLL(None).malloc_trim(0)  # what building left behind would take some of the growth in
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, _SMALL)
+    libc.malloc_trim(0)  # what building left behind would take some of the growth in
     Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
     before = _resident('VmRSS')
     for _ in range(_WARM_UP):
