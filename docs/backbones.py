@@ -15,6 +15,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from functools import partial
 from typing import NamedTuple
 
@@ -293,7 +294,9 @@ def main() -> None:
     print(HEADER)
     for network in networks():
         if len(sys.argv) == 1 or any(word in f'{network.package} {network.name}' for word in sys.argv[1:]):
-            print('|', ' | '.join(look_at(network)), '|', flush=True)
+            with redirect_stdout(sys.stderr):  # some of the packages print
+                row = look_at(network)
+            print('|', ' | '.join(row), '|', flush=True)
 
 
 if __name__ == '__main__':
