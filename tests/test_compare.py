@@ -107,6 +107,12 @@ def test_table_against_scipy():
     assert row[3] == f'paired t-test p = {t.pvalue:.1g}'
 
 
+def test_one_seed_has_no_interval():
+    tool = runpy.run_path(TOOL)
+    results = {tool['Run'](side, '', 0): value for side, value in (('alone', 17.0), ('distilled', 6.8))}
+    assert tool['table'](results, [''], ['alone', 'distilled']) == 'alone 17.00  distilled 6.80  ratio 0.40'
+
+
 def test_one_side_is_tested_against_the_first_variant():
     tool = runpy.run_path(TOOL)
     values = {'default': [6.0, 7.0, 8.0], 'L2': [6.5, 8.0, 8.2]}

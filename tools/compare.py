@@ -133,8 +133,9 @@ def table(results: Mapping[Run, float], variants: Sequence[str], sides: Sequence
         row = [f'{variant:>12}'] if variant else []
         for side in sides:
             numbers = sample(side, variant)
-            row.append(f'{side} {np.mean(numbers):.2f} ± {interval(numbers):.2f} '
-                       f'({min(numbers):.2f} to {max(numbers):.2f})')
+            row.append(f'{side} {np.mean(numbers):.2f}')
+            if len(numbers) > 1:
+                row[-1] += f' ± {interval(numbers):.2f} ({min(numbers):.2f} to {max(numbers):.2f})'
         pair = [sample(side, variant) for side in sides] if len(sides) == 2 else [
             sample(sides[0], variants[0]), sample(sides[0], variant)]
         if len(sides) == 2 or variant != variants[0]:
