@@ -7,6 +7,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from concurrent import futures
 from itertools import count
 from pathlib import Path
 
@@ -20,10 +21,14 @@ from tiny_data import write_imagenet
 from overhaul.settings import model_of
 
 ROOT = Path(__file__).parents[1]
+DIGITS, SCENES = 'configs/digits_wrn16_2_wrn10_1.py', 'configs/digitscenes_r34_r18.py'
 PAGE = (ROOT / 'docs/distil_your_own.md').read_text()
 BLOCK = re.compile(r'```(\w+)\n(.*?)```', re.DOTALL)
 
-# What makes a training of the page a short one on small images.
+TWO_ITERATIONS = [
+    'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2',
+    'default_hooks.logger.interval=1', 'default_hooks.summary.validate_teacher=False']
+# What makes a training of a page a short one on small images.
 QUICK = {
     'resnet50_resnet18.py': [
         'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
@@ -34,9 +39,12 @@ QUICK = {
         'default_hooks.checkpoint.interval=2', 'train_dataloader.dataset.pipeline.2.scale=(128,64)',
         'train_dataloader.dataset.pipeline.3.crop_size=(64,128)', 'val_dataloader.dataset.pipeline.1.scale=(128,64)',
         'model.student.data_preprocessor.size=(64,128)', 'model.student.pretrained=None'],
+    DIGITS: [*TWO_ITERATIONS, 'val_dataloader.dataset.indices=20'],
+    SCENES: [*TWO_ITERATIONS, 'val_dataloader.dataset.length=4'],
 }
 QUICK_DRY_RUN = ['train_dataloader.batch_size=2', 'model.input_size=(64,64)']
-LAST_CHECKPOINT = {'epoch_100.pth': 'epoch_1.pth', 'iter_80000.pth': 'iter_2.pth'}
+LAST_CHECKPOINT = {'epoch_100.pth': 'epoch_1.pth', 'iter_80000.pth': 'iter_2.pth', 'iter_600.pth': 'iter_2.pth',
+                   'iter_200.pth': 'iter_2.pth'}
 
 numbers = count()
 
@@ -70,7 +78,9 @@ def run(command):
             options = [option.replace('model.student.', 'model.') for option in options]
         # Names of their own, because mmengine keeps one log and one visualizer per name in a process.
         name = f'page{next(numbers)}'
-        arguments += ['--cfg-options', f'experiment_name={name}', f'visualizer.name={name}', *options]
+        # Configs of this package have no visualizer, and get mmengine's.
+        visualizer = [] if arguments[0].startswith('configs/') else [f'visualizer.name={name}']
+        arguments += ['--cfg-options', f'experiment_name={name}', *visualizer, *options]
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(sys, 'argv', [str(ROOT / tool), *arguments])
@@ -111,6 +121,36 @@ def test_the_walk_through_can_be_walked(section, tmp_path, monkeypatch):
             for line in block.strip().splitlines():
                 assert all(part.strip() in actual for part in shape_of(line).split('...')), line
     assert done == {'bash', 'python', 'text'}
+
+
+# What stands for a training of the reader's.
+PLACEHOLDERS = {
+    'work_dirs/DISTILLED': 'work_dirs/digits_wrn16_2_wrn10_1', 'work_dirs/ALONE': 'work_dirs/digits_wrn16_2_wrn10_1',
+    'CONFIG': DIGITS, 'CHECKPOINT': 'work_dirs/digits_wrn16_2_wrn10_1/iter_200.pth'}
+
+
+def test_every_command_of_the_evidence_makes_what_it_should(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    (tmp_path / 'docs/results').mkdir(parents=True)
+    # Runs of two iterations are over sooner than a process begins.
+    monkeypatch.setattr(futures, 'ProcessPoolExecutor', lambda *_: futures.ThreadPoolExecutor(1))
+    variables, made = {}, []
+    blocks = BLOCK.findall((ROOT / 'docs/evidence.md').read_text())
+    for line in ''.join(block for language, block in blocks if language == 'bash').replace('\\\n', ' ').splitlines():
+        if variable := re.fullmatch(r'(\w+)=(\S+)', line):
+            variables[f'${variable[1]}'] = variable[2]
+            continue
+        for name, value in variables.items():
+            line = line.replace(name, value)
+        words = [PLACEHOLDERS.get(word, word) for word in shlex.split(line, comments=True)]
+        if words[1] == 'tools/compare.py':
+            words += ['--seeds', '1', '--jobs', '1', '--cfg-options', *QUICK[words[2]]]
+        elif words[1] == 'tools/test.py':
+            words += ['--cfg-options', 'test_dataloader.dataset.length=4']
+        run(shlex.join(words))
+        made += [word for word in words if word.startswith('docs/')]
+    assert len(set(made)) == 7 and all((tmp_path / name).stat().st_size for name in made)
 
 
 def test_the_api_reference_builds_without_a_warning(tmp_path):
