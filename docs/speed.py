@@ -1,6 +1,6 @@
 """Measure how the cost of a distillation grows, how long it takes to start, and what loading its data costs.
 
-    OMP_NUM_THREADS=1 python docs/speed.py [where] [growth] [start] [data] [processes]
+    OMP_NUM_THREADS=1 python docs/speed.py [arithmetic] [where] [growth] [start] [data] [processes]
 
 Prints the second half of docs/speed.md; tools/benchmark.py, the first. On setting (c) of CIFAR-100, without its images.
 """
@@ -23,6 +23,7 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from torch.utils.flop_counter import FlopCounterMode
 
 from overhaul import benchmark
 from overhaul.datasets import InMemory
@@ -63,6 +64,20 @@ def table(what: str, settings: Sequence[tuple[int, int, int, int]]) -> None:
     fit = [np.corrcoef(numbers, column)[0, 1]**2 for column in zip(*columns)]
     print(f'| slope, R² | {slopes[0]:.3g}, {fit[0]:.3f} | {slopes[1]:.3g}, {fit[1]:.3f} | | {slopes[2]:.3g}, '
           f'{fit[2]:.3f} | {slopes[3]:.3g}, {fit[3]:.3f} | |\n')
+
+
+def arithmetic() -> None:
+    """Floating-point operations of a step, counted by torch: below their ratio no distillation gets in time."""
+    print('| | floor, Gflop per image | Overhaul | ratio |\n|---|---|---|---|')
+    for config in ('cifar100_wrn28_4_wrn16_2', 'imagenet_r50_mobilenet', 'voc_r101_r18'):
+        cfg, counts = read_config(ROOT / f'configs/{config}.py'), []
+        for variant in ('floor', 'eager'):
+            step = benchmark.build_step(cfg, variant, 2, 'cpu')
+            with FlopCounterMode(display=False) as counter:
+                step()
+            counts.append(counter.get_total_flops() / 2e9)
+        print(f'| `{config}` | {counts[0]:.2f} | {counts[1]:.2f} | {counts[1] / counts[0]:.3f} |', flush=True)
+    print()
 
 
 def where() -> None:
@@ -147,19 +162,21 @@ def data() -> None:
 
 
 def processes() -> None:
-    """Seconds per step of the digits by one process, and by two with a batch each."""
-    print('| processes | images per step | ms per step |\n|---|---|---|')
+    """Time per step of the digits by one process, and by two with a batch each, on a core each."""
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1',
+                   'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])}
+    print('| processes | images per step | ms per step | images/s |\n|---|---|---|---|')
     for count in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(
                 ['bash', str(ROOT / 'tools/dist_train.sh'), str(DIGITS), str(count), '--work-dir', folder,
-                 '--cfg-options', 'train_cfg.max_iters=60', 'default_hooks.logger.interval=1'],
-                check=True, capture_output=True, cwd=ROOT)
+                 '--cfg-options', 'train_cfg.max_iters=200', 'default_hooks.logger.interval=1'],
+                check=True, capture_output=True, cwd=ROOT, env=environment)
             rows = next(Path(folder).glob('*/vis_data/scalars.json')).read_text().splitlines()
-        times = [row['time'] for row in map(json.loads, rows) if 'loss' in row]
-        print(f'| {count} | {50 * count} | {1000 * np.median(times[10:]):.0f} |', flush=True)
+        seconds = np.median([row['time'] for row in map(json.loads, rows) if 'loss' in row][20:])
+        print(f'| {count} | {50 * count} | {1000 * seconds:.1f} | {50 * count / seconds:.0f} |', flush=True)
 
 
 if __name__ == '__main__':
-    for name in sys.argv[1:] or ('where', 'growth', 'start', 'data', 'processes'):
+    for name in sys.argv[1:] or ('arithmetic', 'where', 'growth', 'start', 'data', 'processes'):
         globals()[name]()
