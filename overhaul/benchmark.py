@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import gc
 import multiprocessing
 import platform
@@ -24,16 +23,13 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from overhaul import dry_run, modes
+from overhaul import dry_run, malloc, modes
 from overhaul.registry import DATASETS, MODELS
 from overhaul.settings import student_only, teacher_only
 
 FLOOR, STUDENT = 'floor', 'student'
 MODES = ('eager', 'channels_last', 'bfloat16', 'bfloat16+channels_last', 'compile', 'compile+bfloat16+channels_last')
 _WARM_UP = 3
-# Of mallopt, in <malloc.h>: what is larger than so many bytes is got from the system and given back at once. Setting it
-# keeps the C library from raising it by itself.
-_M_MMAP_THRESHOLD, _SMALL = -3, 2**17
 
 
 def measure(
@@ -55,10 +51,9 @@ def measure(
     thread on a CPU the seconds are those of the processor, which do not count while it runs other programs.
 
     Memory: each variant takes its steps in a fresh process. On a GPU it is the peak of torch's allocator. On a CPU it
-    is what the peak of resident memory adds, during the steps, to what was resident when the models had been built, and
-    the C library is told to give each map back as soon as it is freed. So it is what is in use at a time; left alone,
-    the library keeps some of what was freed, now more and now less. With compilation it is left out, since the
-    compiler's own memory would be in it.
+    is what the peak of resident memory adds, during the steps, to what was resident when the models had been built,
+    while freed memory is given back: what is in use at a time. A training keeps it and takes somewhat more. With
+    compilation it is left out, since the compiler's own memory would be in it.
 
     Args:
         cfg: Config of a distillation. Not changed.
@@ -81,6 +76,8 @@ def measure(
     student_only(cfg), teacher_only(cfg)  # refuse what is no distillation
     for mode in chosen:
         modes.turn_on(copy.deepcopy(cfg), parts(mode))
+    if device == 'cpu':
+        malloc.keep_freed()  # as a training does
     steps, variants = {}, {}
     for name in (FLOOR, STUDENT, *chosen):
         progress(f'{name}: building and warming up')
@@ -205,9 +202,7 @@ def memory(cfg: Config, variant: str, batch_size: int, device: str) -> int:
             step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_THRESHOLD, _SMALL)
-    libc.malloc_trim(0)  # what building left behind would take some of the growth in
+    malloc.give_back_freed()  # also what building left behind, which would take some of the growth in
     Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
     before = _resident('VmRSS')
     for _ in range(_WARM_UP):

@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.device import is_cuda_available
 from mmengine.runner import Runner
 
-from overhaul import compat, dry_run, exact_resume, modes, same_start
+from overhaul import compat, dry_run, exact_resume, malloc, modes, same_start
 from overhaul.checkpoints import check_resumable, latest_checkpoint, read_checkpoint
 from overhaul.errors import one_paragraph_errors
 from overhaul.hooks.runner import bare_model
@@ -79,6 +80,8 @@ def main() -> None:
     with one_paragraph_errors():
         cfg = prepare_config(arguments)
         compat.prepare_launcher(cfg)
+        if not is_cuda_available():
+            malloc.keep_freed()
         with tempfile.TemporaryDirectory() as scratch:
             if arguments.dry_run:
                 cfg.work_dir = scratch
