@@ -25,7 +25,7 @@ from mmengine.dataset import pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
-from overhaul import benchmark
+from overhaul import benchmark, malloc
 from overhaul.datasets import InMemory
 from overhaul.exact_resume import _NumberedBatches, _SeededDataset
 from overhaul.registry import MODELS
@@ -82,6 +82,7 @@ def arithmetic() -> None:
 
 def where() -> None:
     """Milliseconds per step of each operation, of the floor and of a distillation, by torch's profiler."""
+    malloc.keep_freed()  # as a training does
     cfg, spent = read_config(CONFIG), {}
     for variant in ('floor', 'eager'):
         step = benchmark.build_step(cfg, variant, 64, 'cpu')
