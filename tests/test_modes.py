@@ -13,8 +13,8 @@ from test_tools import CONFIG, checkpoints, last_error, records, run_in_process
 from overhaul import modes, partial_l2
 from overhaul.settings import read_config
 
-# Relative differences from float64 that are allowed: of the losses, and of the whole gradient. The second are larger, as a
-# response that rounds to the other side of 0 changes the gradient by a whole term. Found: 2e-4, 1e-3, 4e-2, 4e-2.
+# Relative differences from float64 that are allowed: of the losses, and of the whole gradient, which a response that
+# rounds to the other side of 0 changes by a whole term. Those of the gradient are 2e-4, 1e-3, 4e-2 and 4e-2.
 TOLERANCES = {(): (1e-5, 1e-3), ('channels_last', ): (1e-5, 3e-3), ('bfloat16', ): (2e-2, 1e-1),
               ('bfloat16', 'channels_last'): (2e-2, 1e-1)}
 
