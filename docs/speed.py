@@ -67,7 +67,7 @@ def table(what: str, settings: Sequence[tuple[int, int, int, int]]) -> None:
 
 
 def arithmetic() -> None:
-    """Floating-point operations of a step, counted by torch: below their ratio no distillation gets in time."""
+    """Floating-point operations of a step, counted by torch: what the connectors add, if all take the same time."""
     print('| | floor, Gflop per image | Overhaul | ratio |\n|---|---|---|---|')
     for config in ('cifar100_wrn28_4_wrn16_2', 'imagenet_r50_mobilenet', 'voc_r101_r18'):
         cfg, counts = read_config(ROOT / f'configs/{config}.py'), []
