@@ -19,19 +19,18 @@ class _SummedPartialL2(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor) -> Tensor:
-        difference = torch.empty_like(student, dtype=torch.promote_types(student.dtype, teacher.dtype))
-        # 16-bit maps: the squares overflow, and their sum over millions of elements loses its digits.
-        sum_dtype, total = torch.promote_types(difference.dtype, torch.float32), 0
-        images = student.shape[0]
+        dtype = torch.promote_types(student.dtype, teacher.dtype)
+        if dtype == torch.float16:
+            dtype = torch.float32  # a gradient that is scaled, as one of float16 has to be, may overflow
         if student.device.type == 'cpu' and not torch.compiler.is_compiling():
             # A few images at a time, so that what lies in between stays in the processor's cache.
-            images = max(1, images * _AT_A_TIME // max(1, student.numel()))
-        for s, t, d in zip(*(maps.split(images) for maps in (student, teacher, difference))):
-            torch.sub(s, t, out=d)
-            # Kept where the difference or the teacher is above 0. The derivative of ReLU, the only masking that is
-            # vectorised on the CPU, also keeps what is NaN, so that it is seen.
-            aten.threshold_backward.grad_input(d, torch.maximum(d, t), 0, grad_input=d)
-            total = total + d.to(sum_dtype).square().sum()
+            images = max(1, student.shape[0] * _AT_A_TIME // max(1, student.numel()))
+            difference, total = torch.empty_like(student, dtype=dtype), 0
+            for s, t, d in zip(*(maps.split(images) for maps in (student, teacher, difference))):
+                total = total + _drop(torch.sub(s.to(dtype), t, out=d), t)
+        else:
+            difference = student.to(dtype) - teacher
+            total = _drop(difference, teacher)
         ctx.save_for_backward(difference)
         return total
 
@@ -40,6 +39,15 @@ class _SummedPartialL2(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         return difference * (2 * grad).to(difference.dtype), None
+
+
+def _drop(difference: Tensor, teacher: Tensor) -> Tensor:
+    """Set to 0 in place what needs no correction, and return the sum of the squares of what is left."""
+    # Kept where the difference or the teacher is above 0. The derivative of ReLU, the only masking that is vectorised
+    # on the CPU, also keeps what is NaN, so that it is seen.
+    aten.threshold_backward.grad_input(difference, torch.maximum(difference, teacher), 0, grad_input=difference)
+    # 16-bit maps: the squares overflow, and their sum over millions of elements loses its digits.
+    return difference.to(torch.promote_types(difference.dtype, torch.float32)).square().sum()
 
 
 def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
@@ -54,7 +62,7 @@ def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: Transformed teacher feature T', same shape. Taken as a constant.
 
     Returns:
-        Scalar in the dtype of the maps, in float32 for 16-bit maps.
+        Scalar in the dtype of the maps, in float32 for 16-bit maps. Differentiable once.
 
     Raises:
         ValueError: If the shapes differ.
@@ -117,5 +125,6 @@ class L2Loss(_WeightedDistance):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return ``loss_weight`` times the squared difference, summed over C and space, averaged over N."""
         _check_shapes('L2Loss', student, teacher)
-        total = functional.mse_loss(student.float(), teacher.detach().float(), reduction='sum')
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        total = functional.mse_loss(student.to(dtype), teacher.detach().to(dtype), reduction='sum')
         return self.loss_weight * total / student.shape[0]

@@ -90,8 +90,8 @@ class MarginReLU(nn.Module):
         return not self.margin.isnan().any().item()
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Return ``max(feature, margin)``, of the same shape."""
-        return torch.maximum(feature, self.margin.view(-1, 1, 1))
+        """Return ``max(feature, margin)``, of the same shape and dtype."""
+        return torch.maximum(feature, self.margin.to(feature.dtype).view(-1, 1, 1))
 
 
 class NegativeMean:

@@ -41,6 +41,25 @@ def test_sums_over_channels_and_space_and_averages_over_the_batch():
     assert torch.allclose(student.grad, (gradients / 3).expand(3, 2, 1, 11))
 
 
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('elements', [1, 50, 100, 1000])
+def test_a_few_images_at_a_time_are_all_images(elements, memory_format, monkeypatch):
+    monkeypatch.setattr('overhaul.losses._AT_A_TIME', elements)
+    student, teacher = (torch.randn(5, 3, 4, 4).to(memory_format=memory_format) for _ in range(2))
+    student.requires_grad_()
+    counts = ((student > teacher) | (teacher > 0)).float()
+    plain = (counts * (student - teacher).square()).sum() / 5
+    loss = partial_l2(student, teacher)
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(value, student)[0] for value in (loss, plain)))
+
+
+@pytest.mark.parametrize('distance', [partial_l2, L2Loss(1)])
+def test_float64_stays_float64(distance):
+    maps = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True), torch.ones(2, 3, 4, 4, dtype=torch.float64)
+    assert distance(*maps).dtype == torch.float64
+
+
 def test_gradient_is_the_numerical_one():
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=generator).requires_grad_()
