@@ -243,6 +243,16 @@ def _rates(optimizer: dict) -> list[float]:
     return [group.get('initial_lr', group['lr']) for group in optimizer.get('param_groups', [])]
 
 
+def leave_launcher() -> None:
+    """Leave the process group, if there is one, when all is done.
+
+    mmengine 0.10.7 leaves it to the end of the process, where a thread of gloo that is still alive aborts what went
+    well. Delete when mmengine leaves the group by itself.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def prepare_launcher(cfg: Config) -> None:
     """Make the launchers work on a machine without a GPU, with the gloo backend. Edits ``cfg``.
 

@@ -172,3 +172,10 @@ def test_launcher_is_left_alone(no_gpu, monkeypatch, launcher, gpu):
     cfg = Config(dict(launcher=launcher))
     compat.prepare_launcher(cfg)
     assert no_gpu == [] and cfg.to_dict() == dict(launcher=launcher)
+
+
+def test_the_process_group_is_left_once(tmp_path):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/meet', rank=0, world_size=1)
+    for _ in range(2):
+        compat.leave_launcher()
+        assert not torch.distributed.is_initialized()

@@ -286,6 +286,7 @@ for what in ('loss', 'margin'):
         run.train()
     except ValueError as error:
         open(file, 'w').write(str(error))
+torch.distributed.destroy_process_group()
 """
 
 
