@@ -226,8 +226,10 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _setting(cfg: Config, batch_size: int, device: str, rounds: int) -> dict:
+    prepared = copy.deepcopy(cfg)
+    dry_run.prepare(prepared)
     return {
-        'batch_size': batch_size, 'image_size': list(cfg.model.get('input_size', (224, 224))), 'rounds': rounds,
+        'batch_size': batch_size, 'image_size': list(prepared.train_dataloader.dataset.size), 'rounds': rounds,
         'device': torch.cuda.get_device_name() if device == 'cuda' else _processor(),
         'threads': torch.get_num_threads(), 'torch': torch.__version__, 'python': platform.python_version()}
 

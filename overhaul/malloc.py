@@ -10,15 +10,16 @@ import platform
 
 # Options of mallopt, from <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_VARIABLES = ('MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_MMAP_MAX_', 'GLIBC_TUNABLES')
 
 
 def keep_freed() -> None:
-    """Keep all memory that is freed for what is allocated next: the program stays as large as it has been.
+    """Keep memory that the main thread frees for what is allocated next: the program stays as large as it has been.
 
     For training on a CPU, whose every step allocates maps of the same sizes: see docs/speed.md for what it brings. Does
-    nothing where the environment says how it is to be, by a variable ``MALLOC_...``.
+    nothing where the environment has a variable of the C library on this, as ``MALLOC_TRIM_THRESHOLD_``.
     """
-    if not any(name.startswith('MALLOC_') for name in os.environ):
+    if not any(name in os.environ for name in _VARIABLES):
         _set({_MMAP_MAX: 0, _TRIM_THRESHOLD: -1})
 
 

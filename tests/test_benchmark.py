@@ -77,6 +77,24 @@ def test_each_variant_steps_what_it_says(monkeypatch):
     assert cfg.train_dataloader.batch_size == 50  # left as it was
 
 
+def test_the_floor_is_a_forward_pass_of_the_teacher_and_a_step_of_the_student(monkeypatch):
+    models, passes = [], []
+    build = benchmark._build
+    monkeypatch.setattr(benchmark, '_build', lambda *arguments: models.append(build(*arguments)) or models[-1])
+    step = benchmark.build_step(read_config(CONFIG), 'floor', 4, 'cpu')
+    for model in models:
+        model.backbone.bn1.register_forward_hook(lambda module, args, out, model=model: passes.append(
+            (models.index(model), module.training, out.requires_grad)))
+    step()
+    assert passes == [(0, True, False), (1, True, True)]
+
+
+def test_memory_grows_with_the_batch():
+    small, large = (benchmark._in_fresh_process(benchmark.memory, read_config(CONFIG), 'floor', size, 'cpu')
+                    for size in (50, 200))
+    assert 1.5 * small < large < 4 * small
+
+
 def test_a_mode_that_does_not_work_here_is_told_and_the_others_are_measured(monkeypatch):
     def fail(*_):
         raise RuntimeError('No compiler.\nMore of it.')

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from test_tools import CONFIG, run_in_process
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='is about the C library of GNU')
 
@@ -38,3 +39,13 @@ def share_kept(call, **environment):
     (['keep_freed'], {'MALLOC_TRIM_THRESHOLD_': '131072'}, -0.05, 0.05)])
 def test_what_is_freed(calls, environment, least, most):
     assert least < share_kept('; '.join(f'malloc.{call}()' for call in calls), **environment) < most
+
+
+def test_a_training_on_a_cpu_keeps_it(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr('overhaul.malloc.keep_freed', lambda: calls.append(True))
+    for gpu in (False, True):
+        monkeypatch.setattr('mmengine.device.is_cuda_available', lambda gpu=gpu: gpu)
+        with pytest.raises(SystemExit, match='does not exist'):  # it goes on to the weights, which are not there
+            run_in_process(tmp_path, 'train.py', CONFIG, options=['model.teacher_checkpoint=none.pth'])
+        assert calls == [True]

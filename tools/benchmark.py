@@ -34,6 +34,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.rounds < 1 or (arguments.batch_size is not None and arguments.batch_size < 1):
         parser.error('take at least one round, and at least one image per step')
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
     return arguments
 
 

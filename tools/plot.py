@@ -65,6 +65,9 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.out.suffix != '.png':
         parser.error(f'--out {arguments.out} is to end in .png')
+    if getattr(arguments, 'channels', 1) < 1:
+        parser.error('draw at least one of the --channels')
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if getattr(arguments, 'names', None) and len(arguments.names) != len(arguments.work_dir):
         parser.error('give as many --names as work directories')
     if not all('=' in checkpoint for checkpoint in getattr(arguments, 'checkpoints', [])):
