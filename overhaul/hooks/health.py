@@ -120,10 +120,11 @@ class HealthHook(Hook):
                 parameter.grad = None  # which every optimizer passes over
 
     def _blame(self, model: nn.Module, losses: dict) -> str:
-        wrong = [f'{name} is {float(value)}' for name, value in losses.items()
-                 if name != 'loss' and 'loss' in name and not math.isfinite(float(value))]
-        if not wrong and not math.isfinite(float(losses['loss'])):
-            wrong = [f'the loss is {float(losses["loss"])}']
+        values = {name: value.item() for name, value in losses.items() if 'loss' in name}
+        total = values.pop('loss')
+        wrong = [f'{name} is {value}' for name, value in values.items() if not math.isfinite(value)]
+        if not wrong and not math.isfinite(total):
+            wrong = [f'the loss is {total}']
         if not wrong and self._norms is not None:
             names = {id(parameter): name for name, parameter in model.named_parameters()}
             wrong = [f'the gradient of {names.get(parameter)} is {norm}' for parameter, norm in
