@@ -1,5 +1,6 @@
-"""docs/evidence.md: its numbers are those of docs/results, and its commands are understood."""
+"""docs/evidence.md, docs/speed.md and the README: their numbers are those of docs/results."""
 
+import json
 import re
 import shlex
 import warnings
@@ -38,6 +39,36 @@ def command(name):
 
 
 VARIANTS = ' '.join(command('ablations')).split('--variant ')[1:]
+
+
+def test_speed():
+    page, readme = ((ROOT / name).read_text() for name in ('docs/speed.md', 'README.md'))
+    measured = {}
+    for name, batch in (('cifar100_wrn28_4_wrn16_2', 64), ('cifar100_wrn28_4_wrn16_2', 128),
+                        ('imagenet_r50_mobilenet', 8), ('voc_r101_r18', 2)):
+        result = json.loads((ROOT / f'docs/results/speed_{name}_batch{batch}.json').read_text())
+        variants = measured[batch] = result['variants']
+        assert (result['setting']['config'], result['setting']['batch_size']) == (f'{name}.py', batch)
+        cells = [f'{variants[mode]["ratio"]["median"]:.3f}, {variants[mode]["memory_ratio"]:.2f}'
+                 for mode in ('eager', 'channels_last', 'bfloat16', 'bfloat16+channels_last')]
+        assert ' | '.join([f'| `{name}`', str(batch), f'{variants["floor"]["images_per_second"]:.2f}', *cells]) in page
+    for mode, variant in measured[64].items():
+        if mode != 'floor':
+            assert ('| {:.1f} | {median:.3f} ({first_quartile:.3f} to {third_quartile:.3f}) |'.format(
+                variant['images_per_second'], **variant['ratio'])) in page
+    floor, eager, best = (measured[64][mode] for mode in ('floor', 'eager', 'bfloat16+channels_last'))
+    assert f'{eager["ratio"]["median"]:.2f} times the time' in readme
+    assert f'{eager["memory_ratio"]:.2f} times its memory; with' in readme
+    assert f'{best["images_per_second"] / floor["images_per_second"]:.1f} times the images per second' in readme
+    assert f'in {best["memory_ratio"]:.2f} times its memory' in readme
+
+
+def test_the_readme_has_the_results_of_ten_seeds():
+    readme = (ROOT / 'README.md').read_text()
+    for config, seeds in (('digits_wrn16_2_wrn10_1', 10), ('digitscenes_r34_r18', 5)):
+        for sample in read_results(ROOT / f'docs/results/{config}.csv').sides.values():
+            (values, ) = sample.values()
+            assert len(values) == seeds and f'{mean_and_interval(values)} %' in readme
 
 
 def test_label_budget():
