@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import re
 import runpy
 import shlex
@@ -151,6 +152,23 @@ def test_every_command_of_the_evidence_makes_what_it_should(tmp_path, monkeypatc
         run(shlex.join(words))
         made += [word for word in words if word.startswith('docs/')]
     assert len(set(made)) == 7 and all((tmp_path / name).stat().st_size for name in made)
+
+
+@pytest.mark.parametrize('script, arguments, page', [
+    ('alpha.py', ['digits_wrn16_2_wrn10_1'], 'alpha.md'),
+    ('backbones.py', ['resnet/resnet18_8xb16_cifar10'], 'backbones.md'),
+    ('robustness.py', [], 'robustness.md'),
+    ('speed.py', ['data'], 'speed.md')])
+def test_a_script_makes_the_table_of_its_page(script, arguments, page, monkeypatch):
+    published = (ROOT / 'docs' / page).read_text()
+    monkeypatch.setattr(sys, 'argv', [str(ROOT / 'docs' / script), *arguments])
+    monkeypatch.syspath_prepend(str(ROOT / 'tests'))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        runpy.run_path(sys.argv[0], run_name='__main__')
+    logging.disable(logging.NOTSET)
+    assert (ROOT / 'docs' / page).read_text() == published
+    rows = [line.split('|')[1] for line in printed.getvalue().splitlines() if line.startswith('|')]
+    assert bool(rows) == (script != 'robustness.py') and all(f'|{row}|' in published for row in rows)
 
 
 def test_the_api_reference_builds_without_a_warning(tmp_path):
