@@ -4,6 +4,7 @@ One more, which must not need torch, is own_configs.py.
 """
 
 import functools
+import gc
 import importlib.util
 import io
 import math
@@ -244,12 +245,14 @@ def _rates(optimizer: dict) -> list[float]:
 
 
 def leave_launcher() -> None:
-    """Leave the process group, if there is one, when all is done.
+    """Leave the process group, if there is one, and wait for its threads. To be called when the runner is out of use.
 
-    mmengine 0.10.7 leaves it to the end of the process, where a thread of gloo that is still alive aborts what went
-    well. Delete when mmengine leaves the group by itself.
+    mmengine 0.10.7 leaves the group to the end of the process. There a thread of gloo that still has to let go of a
+    tensor cannot get hold of the interpreter any more, and aborts what went well. The threads end with the last that
+    knows the group: the model, which lies in cycles of references. Delete when mmengine leaves the group by itself.
     """
     if torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 

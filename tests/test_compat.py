@@ -3,6 +3,7 @@ import io
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import mmcv
 import numpy as np
@@ -174,8 +175,16 @@ def test_launcher_is_left_alone(no_gpu, monkeypatch, launcher, gpu):
     assert no_gpu == [] and cfg.to_dict() == dict(launcher=launcher)
 
 
-def test_the_process_group_is_left_once(tmp_path):
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks for the threads in /proc')
+def test_no_thread_of_the_process_group_is_left(tmp_path):
+    def threads():
+        return sum('gloo' in task.read_text() for task in Path('/proc/self/task').glob('*/comm'))
+
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/meet', rank=0, world_size=1)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
+    model.itself = [model]  # as a runner, which its hooks know
+    assert threads() > 0
+    del model
     for _ in range(2):
         compat.leave_launcher()
-        assert not torch.distributed.is_initialized()
+        assert threads() == 0 and not torch.distributed.is_initialized()

@@ -75,8 +75,8 @@ def main() -> None:
         metrics = runner.test()
         if arguments.voc_submission is None:
             runner.logger.info(f'{part}: {headline(metrics)}')
-        compat.leave_launcher()
 
 
 if __name__ == '__main__':
     main()
+    compat.leave_launcher()

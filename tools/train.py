@@ -92,8 +92,8 @@ def main() -> None:
             exact_resume.prepare(runner)
             same_start.prepare(runner)
             runner.train()
-        compat.leave_launcher()
 
 
 if __name__ == '__main__':
     main()
+    compat.leave_launcher()

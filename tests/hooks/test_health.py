@@ -259,6 +259,7 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from small_models import batch, build_distiller, runner, sgd
 
+from overhaul import compat
 from overhaul.hooks import HealthHook
 from overhaul.hooks.runner import bare_model
 
@@ -286,7 +287,8 @@ for what in ('loss', 'margin'):
         run.train()
     except ValueError as error:
         open(file, 'w').write(str(error))
-torch.distributed.destroy_process_group()
+del run
+compat.leave_launcher()
 """
 
 
