@@ -1,12 +1,14 @@
-"""Measure how the cost of a distillation grows, how long it takes to start, and what loading its data costs.
+"""Measure where the time of a distillation goes, how its cost grows, how it starts, and what loading its data costs.
 
-    OMP_NUM_THREADS=1 python docs/speed.py [arithmetic] [where] [growth] [start] [data] [processes]
+    OMP_NUM_THREADS=2 python docs/speed.py growth
 
-Prints the second half of docs/speed.md; tools/benchmark.py, the first. On setting (c) of CIFAR-100, without its images.
+Prints a table of docs/speed.md, which says with how many threads; the first ones are tools/benchmark.py's. On setting
+(c) of CIFAR-100, without its images.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -178,6 +180,10 @@ def processes() -> None:
         print(f'| {count} | {50 * count} | {1000 * seconds:.1f} | {50 * count / seconds:.0f} |', flush=True)
 
 
+TABLES = {function.__name__: function for function in (arithmetic, where, growth, start, data, processes)}
+
 if __name__ == '__main__':
-    for name in sys.argv[1:] or ('arithmetic', 'where', 'growth', 'start', 'data', 'processes'):
-        globals()[name]()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('table', nargs='+', choices=TABLES)
+    for name in parser.parse_args().table:
+        TABLES[name]()

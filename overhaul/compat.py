@@ -221,6 +221,7 @@ def never_change_rate(runner: Runner) -> None:
 
     mmengine 0.10.7 says that ``auto_scale_lr`` adjusts the rate to a new number of GPUs, and then takes it from the
     checkpoint, as it silently does where the config has another. Schedules that count iterations would be off as well.
+    A training that is made longer, or shorter, keeps its schedule just as silently, and is told so.
     Delete when ``Runner.resume`` refuses it, or adjusts rate and schedule.
     """
     class CompareRates(Hook):
@@ -236,6 +237,13 @@ def never_change_rate(runner: Runner) -> None:
                     'the schedule is another. Resume on as many GPUs as before or with a train_dataloader.batch_size '
                     'that makes up for it, or start anew from the weights: --cfg-options load_from=PATH.'
                     .format(*differ[0]))
+            ends = [[scheduler['end'] for scheduler in schedulers] for schedulers in (
+                checkpoint.get('param_schedulers', []), [each.state_dict() for each in runner.param_schedulers])]
+            if runner._resume and ends[0] != ends[1]:
+                runner.logger.warning(
+                    'The learning rate follows the schedule of the training that is resumed, which ends at {}, and not '
+                    'that of this config, which ends at {}. For a schedule of another length start anew, from the '
+                    'weights: --cfg-options load_from=PATH.'.format(*(max(end, default='no time') for end in ends)))
 
     runner.register_hook(CompareRates())
 

@@ -27,10 +27,10 @@ class _SummedPartialL2(torch.autograd.Function):
             images = max(1, student.shape[0] * _AT_A_TIME // max(1, student.numel()))
             difference, total = torch.empty_like(student, dtype=dtype), 0
             for s, t, d in zip(*(maps.split(images) for maps in (student, teacher, difference))):
-                total = total + _drop(torch.sub(s.to(dtype), t, out=d), t)
+                total = total + _mask_and_sum(torch.sub(s.to(dtype), t, out=d), t)
         else:
             difference = student.to(dtype) - teacher
-            total = _drop(difference, teacher)
+            total = _mask_and_sum(difference, teacher)
         ctx.save_for_backward(difference)
         return total
 
@@ -41,8 +41,8 @@ class _SummedPartialL2(torch.autograd.Function):
         return difference * (2 * grad).to(difference.dtype), None
 
 
-def _drop(difference: Tensor, teacher: Tensor) -> Tensor:
-    """Set to 0 in place what needs no correction, and return the sum of the squares of what is left."""
+def _mask_and_sum(difference: Tensor, teacher: Tensor) -> Tensor:
+    """Set the ``difference`` to 0 where it needs no correction, in place, and return the sum of its squares."""
     # Kept where the difference or the teacher is above 0. The derivative of ReLU, the only masking that is vectorised
     # on the CPU, also keeps what is NaN, so that it is seen.
     aten.threshold_backward.grad_input(difference, torch.maximum(difference, teacher), 0, grad_input=difference)

@@ -26,7 +26,7 @@ def turn_on(cfg: Config, modes: Collection[str]) -> None:
 
     Raises:
         ValueError: If there is no such mode; if the config has an ``optim_wrapper`` of its own, which bfloat16 would
-            replace; if there is no compiler to compile with.
+            replace.
     """
     for mode in modes:
         if mode not in MODES:
@@ -38,10 +38,6 @@ def turn_on(cfg: Config, modes: Collection[str]) -> None:
                 f'The config has an optim_wrapper of type "{wrapper}", in whose place bfloat16 would put another. '
                 'Leave bfloat16 (--amp) out, or take the type out of the config.')
         cfg.optim_wrapper.type = 'overhaul.Bfloat16OptimWrapper'
-    if 'compile' in modes and not any(map(shutil.which, (os.environ.get('CXX', 'g++'), 'c++', 'clang++', 'cl'))):
-        raise ValueError(
-            'torch compiles with a C++ compiler, and finds none. Install one, as g++, or name it in CXX; or leave '
-            '--compile out.')
     hooks = {'channels_last': 'overhaul.ChannelsLastHook', 'compile': 'overhaul.CompileHook'}
     cfg.custom_hooks = [
         *cfg.get('custom_hooks', []), *(dict(type=hooks[mode]) for mode in MODES if mode in modes and mode in hooks)]
@@ -102,5 +98,13 @@ def compile_losses(model: nn.Module) -> None:
 
     mmengine's own ``compile=True`` compiles the whole ``train_step``. It takes the optimizer in, which is then compiled
     anew for each learning rate, and breaks off in the data preprocessor.
+
+    Raises:
+        ValueError: If there is no compiler for the CPU.
     """
+    compilers = (os.environ.get('CXX', 'g++'), 'c++', 'clang++', 'cl')
+    if next(model.parameters()).device.type == 'cpu' and not any(map(shutil.which, compilers)):
+        raise ValueError(
+            'torch compiles with a C++ compiler, and finds none. Install one, as g++, or name it in CXX; or leave '
+            '--compile out.')
     model.loss = torch.compile(model.loss)

@@ -43,6 +43,14 @@ def test_every_variant_has_time_ratio_and_memory(measured):
                    for line in '\n'.join(lines).splitlines())
 
 
+def test_a_place_where_nothing_can_be_written_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    monkeypatch.setattr(benchmark, 'measure', None)
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', CONFIG, '--json', str(tmp_path / 'file/out.json')])
+    with pytest.raises(SystemExit, match=r'^error: .*file'):
+        runpy.run_path(str(ROOT / 'tools/benchmark.py'), run_name='__main__')
+
+
 def test_the_setting_is_told(measured):
     setting = measured[1]['setting']
     assert setting['config'] == 'digits_wrn16_2_wrn10_1.py' and setting['torch'] == torch.__version__
@@ -96,14 +104,11 @@ def test_memory_grows_with_the_batch():
 
 
 def test_a_mode_that_does_not_work_here_is_told_and_the_others_are_measured(monkeypatch):
-    def fail(*_):
-        raise RuntimeError('No compiler.\nMore of it.')
-
-    monkeypatch.setattr('overhaul.modes.compile_losses', fail)
+    monkeypatch.setattr('shutil.which', lambda name: None)
     monkeypatch.setattr(benchmark, '_in_fresh_process', lambda *_: 2**20)
     result = benchmark.measure(read_config(CONFIG), 2, 'cpu', 1, ['compile'], progress=lambda _: None)
-    assert result['variants']['compile'] == {'failed': 'RuntimeError: No compiler.'}
-    assert 'compile                         does not work here: RuntimeError: No compiler.' in benchmark.table(result)
+    assert result['variants']['compile']['failed'].startswith('ValueError: torch compiles with a C++ compiler, and')
+    assert 'compile                         does not work here: ValueError: torch compiles' in benchmark.table(result)
     assert result['variants']['student']['memory_ratio'] == 1
 
 

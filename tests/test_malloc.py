@@ -26,7 +26,7 @@ print((_resident('VmRSS') - before) / (during - before))
 
 def share_kept(call, **environment):
     """Which share of the memory of the maps stays resident when they are freed."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith('MALLOC_')}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(('MALLOC_', 'GLIBC_'))}
     process = subprocess.run([sys.executable, '-c', PROGRAM.format(call=call)], check=True, text=True,
                              capture_output=True, env={**inherited, **environment})
     return float(process.stdout)

@@ -202,6 +202,14 @@ def test_resumed_run_ends_as_if_it_had_not_been_interrupted(run, trained):
         log(trained).strip().splitlines()[-1].split('Student:')[1])
 
 
+def test_a_training_that_is_made_longer_tells_what_becomes_of_its_learning_rate(run, trained):
+    run('train.py', CONFIG, '--work-dir', 'longer', '--resume', trained / 'iter_36.pth',
+        options=[*QUICK, 'train_cfg.max_iters=38'])
+    assert re.search('schedule of the training that is resumed, which ends at 36, .* which ends at 38', log('longer'))
+    assert 'that is resumed' not in log(trained)
+    assert records('longer', 'train')[-1]['lr'] == pytest.approx(records(trained, 'train')[-1]['lr'], rel=0.1)
+
+
 def test_resume_without_a_checkpoint_starts_anew(run):
     run('train.py', CONFIG, '--work-dir', 'new', '--resume', options=[*QUICK, 'train_cfg.max_iters=2'])
     assert [row['step'] for row in records('new', 'train')] == [1, 2]

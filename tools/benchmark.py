@@ -34,8 +34,6 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.rounds < 1 or (arguments.batch_size is not None and arguments.batch_size < 1):
         parser.error('take at least one round, and at least one image per step')
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
     return arguments
 
 
@@ -43,6 +41,8 @@ def main() -> None:
     """Measure and print."""
     arguments = parse_arguments()
     with one_paragraph_errors():
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
         cfg = read_config(arguments.config)
         result = benchmark.measure(
             cfg, arguments.batch_size or cfg.train_dataloader.batch_size, arguments.device, arguments.rounds,

@@ -71,8 +71,6 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.seeds < 1 or arguments.jobs < 1 or (arguments.vary and len(arguments.vary) < 2):
         parser.error('give at least one seed and one job, and after --vary a key and at least one value')
-    if arguments.csv:
-        arguments.csv.parent.mkdir(parents=True, exist_ok=True)
     arguments.sides = sorted(set(arguments.sides))  # the ratio is that of distilled to alone
     return arguments
 
@@ -183,6 +181,8 @@ def main() -> None:
     """Run everything and print the table."""
     arguments = parse_arguments()
     with one_paragraph_errors():
+        if arguments.csv:
+            arguments.csv.parent.mkdir(parents=True, exist_ok=True)
         try:
             key, variants, metrics = run_all(arguments)
         except ChildProcessError as error:

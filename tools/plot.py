@@ -67,7 +67,6 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f'--out {arguments.out} is to end in .png')
     if getattr(arguments, 'channels', 1) < 1:
         parser.error('draw at least one of the --channels')
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if getattr(arguments, 'names', None) and len(arguments.names) != len(arguments.work_dir):
         parser.error('give as many --names as work directories')
     if not all('=' in checkpoint for checkpoint in getattr(arguments, 'checkpoints', [])):
@@ -153,6 +152,7 @@ def main() -> None:
     """Draw."""
     arguments = parse_arguments()
     with one_paragraph_errors():
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         figure = arguments.draw(arguments)
         figure.savefig(arguments.out, dpi=150)
     print(f'Wrote {arguments.out}')

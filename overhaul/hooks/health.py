@@ -10,6 +10,7 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from overhaul.distiller import OverhaulDistiller
 from overhaul.hooks.runner import bare_model
@@ -120,7 +121,7 @@ class HealthHook(Hook):
                 parameter.grad = None  # which every optimizer passes over
 
     def _blame(self, model: nn.Module, losses: dict) -> str:
-        values = {name: value.item() for name, value in losses.items() if 'loss' in name}
+        values = {name: torch.as_tensor(value).item() for name, value in losses.items() if 'loss' in name}
         total = values.pop('loss')
         wrong = [f'{name} is {value}' for name, value in values.items() if not math.isfinite(value)]
         if not wrong and not math.isfinite(total):
@@ -205,6 +206,10 @@ def doubts_of_teacher(metrics: dict[str, float], dataset: object) -> Iterator[st
 def doubts_of_taps(model: OverhaulDistiller, watch: _Watch) -> Iterator[str]:
     """Say which taps of ``model`` carry nothing, or nothing of what the method needs."""
     taps = {'teacher': model.teacher_taps.taps, 'student': model.student_taps.taps}
+    # As mmpretrain's ResNets do: a block then gives what it got, which is behind a ReLU, until it has learnt.
+    begins_at_zero = any(
+        isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.any()
+        for module in model.student.modules())
     for (side, index), extent in watch.extents.items():
         least, greatest = extent.tolist()
         name = f'The {side} tap "{taps[side][index].path}"'
@@ -212,7 +217,7 @@ def doubts_of_taps(model: OverhaulDistiller, watch: _Watch) -> Iterator[str]:
             yield f'{name} has values that are not finite ({least:g} to {greatest:g}). Look at the weights before it.'
         elif least == greatest:
             yield f'{name} is {least:g} everywhere, and carries nothing. Tap another module.'
-        elif least >= 0:
+        elif least >= 0 and not (side == 'student' and begins_at_zero):
             yield (f'{name} has no negative value ({least:g} to {greatest:g}): it seems to be behind a ReLU, and the '
                    "method needs what enters it. Tap that, with ':input' after the path of the ReLU.")
     for tap, margin in zip(model.teacher_taps.taps, model.margins):

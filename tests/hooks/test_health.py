@@ -203,6 +203,15 @@ def test_tap_behind_a_relu(tmp_path, side, other):
     assert found.startswith(f'The {side} tap "backbone.block2.0.conv2:input" has no negative value (0 to ')
 
 
+def test_student_whose_blocks_begin_at_zero_is_not_behind_a_relu(tmp_path):
+    # As mmpretrain's ResNets, which leave it to the training to bring in the negative values.
+    taps = [dict(teacher='backbone.block3.0.bn1', student='backbone.block2.0.conv2:input')]
+    model = build_distiller(taps=taps)
+    nn.init.zeros_(model.student.backbone.bn1.weight)
+    model.student.init_weights = lambda: None
+    assert not [doubt for doubt in doubts(tmp_path, model) if 'negative' in doubt]
+
+
 def test_tap_that_is_constant(tmp_path):
     model = build_distiller()
     for name in ('weight', 'bias'):
