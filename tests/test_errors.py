@@ -1,5 +1,8 @@
+import sys
+
 import pytest
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.visualization import TensorboardVisBackend
 
 from overhaul.errors import one_paragraph_errors
 from overhaul.registry import MODELS
@@ -45,6 +48,15 @@ def test_config_that_cannot_be_built(registry):
         registry.build(dict(type='overhaul.PartialL2Loss', weight=1))
     assert exit_.value.code == (
         'error: The config gives PartialL2Loss an unknown key "weight". Nearest: loss_weight.')
+
+
+def test_a_backend_without_its_package(monkeypatch, tmp_path):
+    for name in ('torch.utils.tensorboard', 'tensorboardX'):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit) as exit_, one_paragraph_errors():
+        _ = TensorboardVisBackend(str(tmp_path)).experiment
+    assert exit_.value.code == (
+        'error: The config asks for something whose package is not installed. pip install future tensorboard')
 
 
 @pytest.mark.parametrize('error', [ValueError('v'), KeyError('k'), TypeError("unexpected keyword argument 'x'"),
