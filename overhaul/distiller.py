@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from overhaul.at_once import at_once, possible
+from overhaul.batch_norm import TeacherBatchNorm2d
 from overhaul.checkpoints import checksum, load_weights
 from overhaul.normalization import Renormalize
 from overhaul.registry import MODELS, build, nearest
@@ -175,21 +177,33 @@ class OverhaulDistiller(BaseModel):
         with torch.no_grad():
             teacher_features = [
                 margin(feature) for margin, feature in zip(self.margins, self.teacher_features(inputs))]
-        self.student_taps.start()
+        at_once_possible = possible(inputs.device)
+        distances = {}
+
+        def compare(index: int, feature: Tensor) -> None:
+            # Taken out of the list, so that the map is gone when the next tap needs the memory.
+            teacher_feature, teacher_features[index] = teacher_features[index], None
+            if self.match_sizes:
+                teacher_feature = _resize(teacher_feature, feature.shape[2:])
+            connector, weight = self.connectors[index], self.tap_weights[index]
+
+            def loss(feature: Tensor) -> Tensor:
+                return weight * self.distill_loss(connector(feature), teacher_feature)
+
+            parameters = [*connector.parameters(), *self.distill_loss.parameters()]
+            distances[index] = at_once(loss, feature, parameters) if at_once_possible else loss(feature)
+
+        self.student_taps.start(compare if at_once_possible else None)
         try:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
-            student_features = self.student_taps.take()
+            for index, feature in enumerate(self.student_taps.take()):
+                if feature is not None:
+                    compare(index, feature)
         finally:
             self.student_taps.stop()
         if 'loss' in losses:
             losses['loss_task'] = losses.pop('loss')
-        for name, weight, connector in zip(self.loss_names, self.tap_weights, self.connectors):
-            # Taken out of the lists, so that the maps of a tap are gone when the next one needs the memory.
-            student_feature, teacher_feature = student_features.pop(0), teacher_features.pop(0)
-            if self.match_sizes:
-                teacher_feature = _resize(teacher_feature, student_feature.shape[2:])
-            losses[name] = weight * self.distill_loss(connector(student_feature), teacher_feature)
-        return losses
+        return losses | {name: distances[index] for index, name in enumerate(self.loss_names)}
 
     def teacher_features(self, inputs: Tensor) -> list[Tensor]:
         """Return the teacher's features at its taps, before their margins, for the student's ``inputs`` (N, 3, H, W).
@@ -273,6 +287,8 @@ def _build_teacher(cfg: dict, checkpoint: str | None) -> nn.Module:
         if isinstance(module, _BatchNorm):
             # In train mode: statistics of the batch, and the running ones not touched. In eval mode: the running ones.
             module.track_running_stats = False
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = TeacherBatchNorm2d
     return teacher
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -51,8 +52,10 @@ class Tap:
         self.channels: int | None = None
         self.size: tuple[int, int] | None = None
         self.norm_path: str | None = None
-        self._reading = self._with_gradient = self._cut_off = False
+        self._reading = self._with_gradient = self._cut_off = self._received = False
+        self._receive: Callable[[Tensor], None] | None = None
         self.calls = 0
+        self._calls_of_dry_run: int | None = None
         self.last_call: int | None = None
         self._copy = False
         self._feature: Tensor | None = None
@@ -88,9 +91,17 @@ class Tap:
                 f'The {self.owner} tap "{self.path}" ({type(self.module).__name__}) gives a {kind}, and a tap is one '
                 'feature map (N, C, H, W), or tokens (N, H * W, C) of a square one. Choose a module inside it, before '
                 'the pooling or flattening.')
-        self._feature = feature_map.clone() if self._copy else feature_map
-        self._cut_off = self._with_gradient and not torch.is_grad_enabled()
         self.calls += 1
+        if self._received:
+            raise ValueError(
+                f'{self._where} runs {self.calls} times in this forward pass, and ran {self._calls_of_dry_run} times in'
+                ' the dry run, so that the last time is not known. Tap a module that runs once.')
+        self._cut_off = self._with_gradient and not torch.is_grad_enabled()
+        if self._receive is not None and self.calls == self._calls_of_dry_run and not self._cut_off:
+            self._received, self._feature = True, None
+            self._receive(feature_map)
+            return
+        self._feature = feature_map.clone() if self._copy else feature_map
         if not torch.compiler.is_compiling():
             self._version = _version(self._feature)
             if self.calls == self.last_call:
@@ -100,24 +111,34 @@ class Tap:
     def _overwritten(self) -> bool:
         return not torch.compiler.is_compiling() and _version(self._feature) != self._version
 
-    def start(self) -> None:
-        """Get ready for a forward pass; only what runs between here and :meth:`take` is read."""
-        self._reading, self.calls, self._feature = True, 0, None
+    @property
+    def _where(self) -> str:
+        return f'The {self.owner} tap "{self.path}" ({type(self.module).__name__})'
+
+    def start(self, receive: Callable[[Tensor], None] | None = None) -> None:
+        """Get ready for a forward pass; only what runs between here and :meth:`take` is read.
+
+        Args:
+            receive: Is given the feature, before the model runs on, at the call that was the last one of the dry run.
+        """
+        self._reading, self._received, self._receive, self.calls, self._feature = True, False, receive, 0, None
         self._with_gradient = torch.is_grad_enabled()
 
     def stop(self) -> None:
         """Read and keep nothing any more."""
-        self._reading, self._feature = False, None
+        self._reading, self._receive, self._feature = False, None, None
 
-    def take(self) -> Tensor:
-        """Hand over the feature of the forward pass that just ended, and keep nothing of it.
+    def take(self) -> Tensor | None:
+        """Hand over the feature of the forward pass that just ended, if not received, and keep nothing of it.
 
         Raises:
             ValueError: If the module did not run, if its feature was changed in place afterwards, or if it ran without
                 the gradient that was on at the start.
         """
-        self._reading = False
-        where = f'The {self.owner} tap "{self.path}" ({type(self.module).__name__})'
+        self._reading, self._receive = False, None
+        if self._received:
+            return None
+        where = self._where
         if self._feature is None:
             raise ValueError(f'{where} was not reached: the model has this module and does not run it. Choose another.')
         if self._cut_off:
@@ -137,7 +158,7 @@ class Tap:
         """Note what the dry run shows: channels, size, the batch norm behind it, and whether to copy the feature."""
         # A copy keeps the feature whatever the model does to its own tensor afterwards.
         self._reading = False
-        self._copy = self._overwritten
+        self._copy, self._calls_of_dry_run = self._overwritten, self.calls
         feature, self._feature = self._feature, None
         self.channels, self.size = feature.shape[1], tuple(feature.shape[2:])
         main_path = [
@@ -171,18 +192,22 @@ class Taps:
         for tap in self.taps:
             tap.attach(model)
 
-    def start(self) -> None:
-        """Get ready for a forward pass."""
-        for tap in self.taps:
-            tap.start()
+    def start(self, receive: Callable[[int, Tensor], None] | None = None) -> None:
+        """Get ready for a forward pass.
+
+        Args:
+            receive: Is given the number of a tap and its feature as soon as that is computed, see :meth:`Tap.start`.
+        """
+        for index, tap in enumerate(self.taps):
+            tap.start(None if receive is None else functools.partial(receive, index))
 
     def stop(self) -> None:
         """Read and keep nothing any more, also where the forward pass failed."""
         for tap in self.taps:
             tap.stop()
 
-    def take(self) -> list[Tensor]:
-        """Hand over the features of the forward pass that just ended."""
+    def take(self) -> list[Tensor | None]:
+        """Hand over the features of the forward pass that just ended, with None for those that were received."""
         return [tap.take() for tap in self.taps]
 
     def read(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:

@@ -130,7 +130,10 @@ def compare_student(model: OverhaulDistiller, golden: dict, images: Tensor) -> I
     yield from statistics('student logits', logits(model.student, images), golden['student_logits'])
 
     connected = []
-    hooks = [connector.register_forward_hook(lambda *call: connected.append(call)) for connector in model.connectors]
+    hooks = [
+        connector.register_forward_hook(lambda _, inputs, output: connected.append(
+            (inputs[0].detach().clone(), output.detach())))  # a clone, since the student may go on in place
+        for connector in model.connectors]
     losses = model(images, data_samples(golden), mode='loss')
     for hook in hooks:
         hook.remove()
@@ -140,9 +143,9 @@ def compare_student(model: OverhaulDistiller, golden: dict, images: Tensor) -> I
     scale = len(images) / model.distill_loss.loss_weight
     weighted_sum = 0
     for i, (name, weight, tap) in enumerate(zip(model.loss_names, model.tap_weights, golden['taps'])):
-        _, (student_feature,), connector_out = connected[i]
-        yield from statistics(f'tap {i + 1} student feature', student_feature.detach(), tap['student_feat'])
-        yield from statistics(f'tap {i + 1} connector output', connector_out.detach(), tap['connector_out'])
+        student_feature, connector_out = connected[i]
+        yield from statistics(f'tap {i + 1} student feature', student_feature, tap['student_feat'])
+        yield from statistics(f'tap {i + 1} connector output', connector_out, tap['connector_out'])
         yield f'tap {i + 1} raw loss', losses[name] * scale / weight, tap['raw_loss'], LOSS_TOLERANCE, 0
         yield f'tap {i + 1} weighted loss', losses[name] * scale, tap['loss_after_divider'], LOSS_TOLERANCE, 0
         weighted_sum = weighted_sum + losses[name] * scale

@@ -1,6 +1,7 @@
 import copy
 import math
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -296,6 +297,37 @@ def test_no_graph_is_built_on_the_teacher(teacher_file, monkeypatch):
     model(images.requires_grad_(), samples, mode='loss')
     assert [(student.requires_grad, teacher.requires_grad) for student, teacher in seen] == [(True, False)] * 3
     assert not inside[0].requires_grad
+
+
+@pytest.mark.parametrize('case', ['wide_resnet', 'resnet', 'segmentor'])
+def test_gradients_at_once_are_those_of_a_backward_pass_through_everything(case, monkeypatch):
+    settings, inputs = dict(
+        wide_resnet=({}, batch()),
+        resnet=(dict(teacher=resnet(16), student=resnet(8), taps='auto'), batch()),
+        segmentor=(dict(teacher=segmentor(8), student=segmentor(4), taps=SEGMENTATION_TAPS, input_size=(32, 32)),
+                   segmentation_batch()))[case]
+    results = []
+    for at_once in (True, False):
+        monkeypatch.setattr('overhaul.distiller.possible', lambda device, at_once=at_once: at_once)
+        model = build_distiller(**settings).double()
+        losses = model(inputs[0].double(), inputs[1], mode='loss')
+        model.parse_losses(losses)[0].backward()
+        results.append((losses, {name: parameter.grad for name, parameter in model.named_parameters()}))
+    (losses, gradients), (expected_losses, expected) = results
+    assert losses == expected_losses and list(losses) == list(expected_losses)
+    assert list(gradients) == list(expected)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_of_the_distillation_only_the_gradient_is_kept_for_the_backward_pass():
+    model, maps = build_distiller(), []
+    for part in (*model.connectors, *model.margins):
+        part.register_forward_hook(lambda module, inputs, output: maps.append(weakref.ref(output)))
+    losses = model(*batch(), mode='loss')
+    assert len(maps) == 6 and [output() for output in maps] == [None] * 6
+    model.parse_losses(losses)[0].backward()
+    assert model.connectors[0].conv.weight.grad.abs().sum() > 0
 
 
 def test_the_teacher_stops_after_its_last_tap_and_the_student_does_not():

@@ -221,10 +221,64 @@ def test_a_batch_norm_with_a_convolution_behind_it_feeds_no_tap(path):
 def test_a_feature_that_gradient_checkpointing_cuts_off_is_refused(path):
     model = build_model(resnet(with_cp=True)).train()
     taps = taps_of(model, path)
-    with pytest.raises(ValueError, match=f'The student tap "{path}" .* under gradient checkpointing.* with_cp=False'):
+    message = f'The student tap "{path}" .* under gradient checkpointing.* with_cp=False'
+    with pytest.raises(ValueError, match=message):
         taps.read(model, images().requires_grad_())
+    received = []
+    taps.start(lambda *_: received.append(1))
+    model(images().requires_grad_())
+    with pytest.raises(ValueError, match=message):
+        taps.take()
+    taps.stop()
+    assert not received
     with torch.no_grad():
         assert taps.read(model, images())[0].shape == (2, 16, 8, 8)
+
+
+def test_a_feature_is_received_before_the_model_runs_on():
+    model = build_model(resnet()).train()
+    paths = 'backbone.layer2.0.relu:input', 'backbone.layer1.1.relu:input'
+    taps, received = taps_of(model, *paths), []
+    expected = taps.read(model, images())
+    model.backbone.layer1[1].register_forward_hook(lambda *_: received.append('end of the block'))
+    taps.start(lambda index, feature: received.append((index, feature.clone(), feature.data_ptr())))
+    model(images())
+    (first, feature, place), end, (second, other, _) = received
+    assert (first, end, second) == (1, 'end of the block', 0)
+    assert torch.equal(feature, expected[1]) and torch.equal(other, expected[0])
+    assert taps.take() == [None, None]
+    taps.stop()
+    model(images())
+    assert len(received) == 4  # the end of the block, once more
+
+
+class Repeats(Plain):
+    """Runs its one module twice in a dry run and ``times`` in training."""
+
+    times = 1
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        for _ in range(self.times if self.training else 2):
+            inputs = self.conv(inputs)
+        return inputs
+
+
+def test_a_module_that_runs_less_often_than_in_the_dry_run_leaves_its_feature():
+    model, received = Repeats(conv=nn.Conv2d(3, 3, 1)).train(), []
+    taps = taps_of(model, 'conv')
+    taps.start(lambda index, feature: received.append(feature))
+    output = model(images())
+    assert torch.equal(taps.take()[0], output) and not received
+
+
+def test_a_module_that_runs_more_often_than_in_the_dry_run_is_refused():
+    model = Repeats(conv=nn.Conv2d(3, 3, 1)).train()
+    model.times = 3
+    taps = taps_of(model, 'conv')
+    taps.start(lambda *_: None)
+    with pytest.raises(ValueError, match='"conv" .* runs 3 times in this forward pass, and ran 2 times in the dry run'):
+        model(images())
+    assert taps.read(model, images())[0].shape == (2, 3, 16, 16)  # the last call, whose number nobody needs to know
 
 
 @pytest.mark.parametrize('path', ['backbone.layer2', 'backbone.layer2.1.relu:input'])
