@@ -276,6 +276,9 @@ def _locate(source: str) -> Path:
     if scheme in ('http', 'https'):
         return _download(source)
     if scheme == 'overhaul':
+        if not (_SHIPPED / name).is_file():
+            shipped = ', '.join(sorted(file.name for file in _SHIPPED.glob('*.pth')))
+            raise FileNotFoundError(f'overhaul comes with no weights "{name}". It has {shipped}.')
         return _SHIPPED / name
     if scheme not in _ZOOS:
         raise ValueError(
@@ -331,8 +334,8 @@ def _missing(path: Path) -> str:
 
 
 def _nearby(name: str, folder: Path) -> str:
-    files = [entry.name for entry in folder.iterdir() if entry.is_file()] if folder.is_dir() else []
-    nearest = difflib.get_close_matches(name, files, cutoff=0.3)
+    files = [file.name for file in folder.glob('*.pt*') if file.is_file()] if folder.is_dir() else []
+    nearest = difflib.get_close_matches(name, files)
     return f'; in that folder there is {", ".join(nearest)}' if nearest else ''
 
 

@@ -33,6 +33,9 @@ class OverhaulDistiller(BaseModel):
 
     In ``loss`` mode the losses are those of the student, and one per tap,
     ``loss_weight_of_the_tap * distill_loss(connector(S), margin(T))``, under ``distill.loss_<student tap>``.
+    The loss of a tap is computed, with its gradient, as soon as the student has reached the tap: see
+    :func:`overhaul.at_once.at_once`.
+
     In ``predict`` and ``tensor`` mode this is the student. A loss that the student calls just ``loss`` is renamed
     ``loss_task``, since mmengine logs the sum of all losses under ``loss``.
 
@@ -53,8 +56,8 @@ class OverhaulDistiller(BaseModel):
             margin is estimated, see :class:`overhaul.margins.MarginReLU`).
         teacher_checkpoint: Weights of the teacher, a file or URL as :func:`overhaul.checkpoints.read_checkpoint` takes
             it. ``None`` leaves the teacher as its config initialises it, and warns.
-        connector: Student transform, built with ``student_channels`` and ``teacher_channels``. Default type:
-            ``ConvBNConnector``.
+        connector: Student transform, built with ``student_channels`` and ``teacher_channels``. The gradient goes to its
+            own parameters and to the feature that it is given. Default type: ``ConvBNConnector``.
         margin: Teacher transform, built with ``channels`` and ``norm``, the batch norm before the tap or ``None``.
             Default type: ``MarginReLU``.
         distill_loss: Distance between the two, scaled with alpha. Default type: ``PartialL2Loss``.

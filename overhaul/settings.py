@@ -74,9 +74,10 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
     for key in overrides:
         part = key.partition('.')[0]
         if part not in cfg and part not in _ABSENT_PARTS:
+            inside = [f'{name}.{part}' for name, value in cfg.items() if isinstance(value, dict) and part in value]
             raise ValueError(
                 f'--cfg-options sets "{key}", and the config has no "{part}". Nearest: '
-                f'{nearest(part, {*cfg, *_ABSENT_PARTS})}.')
+                f'{", ".join(inside) or nearest(part, {*cfg, *_ABSENT_PARTS})}.')
     try:
         cfg.merge_from_dict(overrides)
     except (KeyError, TypeError) as error:
@@ -107,8 +108,14 @@ def _check_packaged(path: str) -> None:
 
 
 def _nearest_beside(path: str) -> str:
-    beside = sorted(file.name for file in Path(path).parent.glob('*.py'))
-    return f'Nearest there: {nearest(Path(path).name, beside)}' if beside else 'Its folder has no config either'
+    name, folder = Path(path).name, Path(path).parent
+    base = f'{own_configs.PREFIX}_base_/{path.rpartition("/_base_/")[2]}'
+    if '/_base_/' in path and Path(own_configs.own_config(base)).is_file():
+        return f'The one of this package is "{base}"'
+    beside = [file.name for file in folder.glob('*.py')]
+    within = [file.relative_to(folder).as_posix() for file in folder.glob(f'*/{name}')]
+    found = ', '.join(within) or nearest(name, beside)
+    return f'Nearest there: {found}' if found else 'Its folder has no config either'
 
 
 def _fault(error: Exception) -> str:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -99,6 +100,13 @@ def pair_stages(teacher: Sequence[Stage], student: Sequence[Stage], match_sizes:
         raise ValueError(
             f'taps="auto" found no stages of equal size. Teacher: {_sizes(teacher)}. Student: {_sizes(student)}. '
             'Choose models of the same strides, let match_sizes=True pair sizes that are near, or name the taps.')
+    alone = [
+        f'{" and ".join("{} ({}x{})".format(stage.path, *stage.size) for stage in stages if stage not in paired)} of '
+        f'the {owner}'
+        for owner, stages, paired in zip(('teacher', 'student'), (teacher, student), zip(*pairs))
+        if any(stage not in paired for stage in stages)]
+    if alone:
+        print_log(f'taps="auto" leaves out, for want of a partner of the same size: {", ".join(alone)}.', 'current')
     return [
         dict(teacher=teacher_stage.path, student=student_stage.path, loss_weight=0.5**(len(pairs) - 1 - i))
         for i, (teacher_stage, student_stage) in enumerate(pairs)]

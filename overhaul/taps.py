@@ -88,21 +88,22 @@ class Tap:
         if feature_map is None:
             kind = f'tensor of shape {tuple(feature.shape)}' if isinstance(feature, Tensor) else type(feature).__name__
             raise ValueError(
-                f'The {self.owner} tap "{self.path}" ({type(self.module).__name__}) gives a {kind}, and a tap is one '
-                'feature map (N, C, H, W), or tokens (N, H * W, C) of a square one. Choose a module inside it, before '
-                'the pooling or flattening.')
+                f'{self._where} gives a {kind}, and a tap is one feature map (N, C, H, W), or tokens (N, H * W, C) of '
+                'a square one. Choose a module inside it, before the pooling or flattening.')
         self.calls += 1
         if self._received:
             raise ValueError(
                 f'{self._where} runs {self.calls} times in this forward pass, and ran {self._calls_of_dry_run} times in'
                 ' the dry run, so that the last time is not known. Tap a module that runs once.')
         self._cut_off = self._with_gradient and not torch.is_grad_enabled()
-        if self._receive is not None and self.calls == self._calls_of_dry_run and not self._cut_off:
+        compiling = torch.compiler.is_compiling()
+        in_time = self._receive is not None and self.calls == self._calls_of_dry_run
+        if in_time and not self._cut_off and not compiling:
             self._received, self._feature = True, None
             self._receive(feature_map)
             return
         self._feature = feature_map.clone() if self._copy else feature_map
-        if not torch.compiler.is_compiling():
+        if not compiling:
             self._version = _version(self._feature)
             if self.calls == self.last_call:
                 raise ForwardDone

@@ -381,8 +381,18 @@ def test_shipped_file(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, '_SHIPPED', tmp_path)
     save(tmp_path, {'a': torch.ones(1)}, 'digits.pth')
     assert read_checkpoint('overhaul://digits.pth')['a'] == 1
-    with pytest.raises(FileNotFoundError, match=r'there is digits\.pth'):
+    save(tmp_path, {'a': torch.ones(1)}, 'scenes.pth')
+    with pytest.raises(FileNotFoundError, match='comes with no weights "digit.pth". It has digits.pth, scenes.pth.'):
         read_checkpoint('overhaul://digit.pth')
+
+
+def test_a_missing_file_names_checkpoints_of_its_folder_that_are_alike(tmp_path):
+    save(tmp_path, {'a': torch.ones(1)}, 'iter_100.pth')
+    (tmp_path / 'iter_10.py').touch()
+    with pytest.raises(FileNotFoundError, match=r'in that folder there is iter_100\.pth\.'):
+        read_checkpoint(str(tmp_path / 'iter_10.pth'))
+    with pytest.raises(FileNotFoundError, match=r'nope\.pth" does not exist\. Correct the path\.'):
+        read_checkpoint(str(tmp_path / 'nope.pth'))
 
 
 def test_unknown_scheme():

@@ -320,6 +320,22 @@ def test_gradients_at_once_are_those_of_a_backward_pass_through_everything(case,
         torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-12, msg=name)
 
 
+def test_a_student_whose_backbone_is_compiled_learns_the_same():
+    results = []
+    for compiled in (False, True):
+        model = build_distiller()
+        if compiled:
+            model.student.backbone.forward = torch.compile(model.student.backbone.forward, backend='eager')
+        losses = model(*batch(), mode='loss')
+        model.parse_losses(losses)[0].backward()
+        results.append((
+            {name: loss.item() for name, loss in losses.items()}, [parameter.grad for parameter in model.parameters()]))
+    (losses, gradients), (expected_losses, expected) = results
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    for ours, theirs in zip(gradients, expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_of_the_distillation_only_the_gradient_is_kept_for_the_backward_pass():
     model, maps = build_distiller(), []
     for part in (*model.connectors, *model.margins):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,26 @@ def test_a_missing_file_names_those_beside_it(tmp_path):
         read_config(str(tmp_path / 'nowhere/digits_a.py'))
 
 
+def test_a_file_that_is_in_a_folder_is_found_there(tmp_path, monkeypatch):
+    (tmp_path / 'configs').mkdir()
+    written(tmp_path / 'configs', '', 'digits.py')
+    written(tmp_path, '', 'setup.py')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r'no config file "digits.py"\. Nearest there: configs/digits.py\.'):
+        read_config('digits.py')
+
+
+def test_a_config_that_was_copied_away_from_its_bases_learns_where_they_are(tmp_path):
+    file = tmp_path / 'mine.py'
+    file.write_text(Path(DIGITS).read_text())
+    with pytest.raises(ValueError, match=r'_base_/datasets/digits.py.*"overhaul::_base_/datasets/digits.py"') as error:
+        read_config(str(file))
+    text = re.sub("'_base_/", "'overhaul::_base_/", file.read_text())
+    file.write_text(text)
+    assert read_config(str(file)).model == read_config(DIGITS).model
+    assert 'Its folder' not in str(error.value)
+
+
 @pytest.mark.parametrize(('config', 'message'), [
     ('overhaul::digits_wrn16.py', 'Nearest there: digits_wrn16_2.py'),
     ('mmpretrain::lenet5_mnst.py', 'mmpretrain has no config "lenet5_mnst.py". Nearest: lenet/lenet5_mnist.py'),
@@ -67,6 +88,7 @@ def test_a_hook_that_is_none_is_switched_off(tmp_path):
     ('steps = 1 / 0\n', {}, 'cannot be read: ZeroDivisionError'),
     ('model = dict(depth=1)\n', {'modle.depth': 2}, '--cfg-options sets "modle.depth", and the config has no "modle"'),
     ('model = dict(depth=1)\n', {'modle.depth': 2}, 'Nearest: model'),
+    ('model = dict()\ntrain_cfg = dict(max_iters=3)\n', {'max_iters': 2}, 'Nearest: train_cfg.max_iters.'),
     ('model = [dict(depth=1)]\n', {'model.3.depth': 2}, '--cfg-options does not fit the config'),
     ('model = dict()\nrandomness = dict(seed="abc")\n', {}, "randomness.seed is 'abc'. Give a whole number from 0 to"),
     ('model = dict()\n', {'randomness.seed': -1}, 'randomness.seed is -1'),

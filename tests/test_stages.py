@@ -281,6 +281,18 @@ def test_stages_are_paired_by_size(teacher, student, match_sizes, expected):
     assert taps == [dict(teacher=f't{i}', student=f's{j}', loss_weight=weight) for i, j, weight in expected]
 
 
+def test_stages_that_stay_without_a_partner_are_told(monkeypatch):
+    said = []
+    monkeypatch.setattr('overhaul.stages.print_log', lambda line, *_: said.append(line))
+    pair_stages(stages('t', 56, 28, 14, 7), stages('s', 28, 14, 5))
+    assert said == [
+        'taps="auto" leaves out, for want of a partner of the same size: t0 (56x56) and t3 (7x7) of the teacher, s2 '
+        '(5x5) of the student.']
+    said.clear()
+    pair_stages(stages('t', 14, 7), stages('s', 14, 7))
+    assert not said
+
+
 @pytest.mark.parametrize('match_sizes', [False, True])
 def test_stages_without_a_pair_are_refused(match_sizes):
     with pytest.raises(ValueError, match=r'Teacher: 32x32, 20x20. Student: 14x14. Choose models of the same strides, '

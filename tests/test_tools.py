@@ -294,7 +294,7 @@ def test_refusal_is_one_paragraph_and_status_1(tmp_path):
     (['model.connector.kernel=3'], r'unknown key "kernel"'),
     (['model.student.backbone.depht=10'], r'student gives WideResNet an unknown key "depht"\. Nearest: depth\.'),
     # The teacher's checkpoint
-    (['model.teacher_checkpoint=overhaul://digits_wrn16_3.pth'], r'does not exist.*digits_wrn16_2\.pth'),
+    (['model.teacher_checkpoint=overhaul://digits_wrn16_3.pth'], r'comes with no weights .*digits_wrn16_2\.pth'),
     (['model.teacher_checkpoint=nowhere/teacher.pth'], r'"nowhere/teacher.pth" does not exist'),
     (['model.teacher.backbone.widen_factor=1', 'model.teacher.head.in_channels=64'],
      r'does not fit the ImageClassifier.* of another shape .*Nothing was loaded'),

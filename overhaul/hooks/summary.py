@@ -46,7 +46,7 @@ class SummaryHook(Hook):
             runner.logger.info(f'Teacher: {headline(self.teacher_metrics)}')
         with training_batches(runner, 1) as batches:
             self.strength = measure(model, next(batches), runner.optim_wrapper.optim_context(runner.model))
-        runner.logger.info(describe_strength(self.strength))
+        runner.logger.info(describe_strength(self.strength, runner.iter))
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Remember the student's result, in the checkpoint too."""
@@ -89,9 +89,9 @@ def describe(model: OverhaulDistiller) -> str:
             f'the teacher), connectors {count_parameters(model.connectors):,}\n{table}')
 
 
-def describe_strength(strength: Strength) -> str:
-    """Return how strong the distillation is beside the task, in one line."""
-    return (f'Step 0: task loss {strength.task_loss:.4g}, distillation loss {strength.distillation_loss:.4g} '
+def describe_strength(strength: Strength, step: int) -> str:
+    """Return how strong the distillation is beside the task after ``step`` steps, in one line."""
+    return (f'Step {step}: task loss {strength.task_loss:.4g}, distillation loss {strength.distillation_loss:.4g} '
             f'({strength.loss_ratio:.3g} times it); its gradient on the student is {strength.gradient_ratio:.3g} times '
             "the task's")
 

@@ -86,6 +86,16 @@ def test_the_strength_of_the_distillation_is_logged_once_before_training(tmp_pat
     assert [float(number) for number in numbers] == pytest.approx([task, distillation, distillation / task], rel=0.05)
 
 
+def test_a_resumed_training_tells_the_strength_where_it_goes_on(tmp_path, teacher_file):
+    run = validating(tmp_path, build_distiller(teacher_checkpoint=teacher_file), epochs=2)
+    run._train_loop = run.build_train_loop(run._train_loop)
+    run._train_loop._iter = 7
+    run.optim_wrapper = run.build_optim_wrapper(run.optim_wrapper)
+    lines = Lines(run)
+    SummaryHook(validate_teacher=False).before_train(run)
+    assert lines.one('Step ').startswith('Step 7: task loss')
+
+
 def test_validation_of_the_teacher_can_be_left_out_and_does_not_change_the_training(tmp_path, teacher_file):
     results = []
     for validate_teacher in (True, False):
