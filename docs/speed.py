@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from overhaul import benchmark, malloc
 from overhaul.datasets import InMemory
-from overhaul.exact_resume import _NumberedBatches, _SeededDataset
-from overhaul.registry import MODELS
+from overhaul.exact_resume import NumberedBatches, SeededDataset
+from overhaul.registry import DATASETS, MODELS
 from overhaul.settings import read_config
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +96,8 @@ def where() -> None:
         spent[variant] = Counter({event.key: event.self_cpu_time_total / 10_000 for event in profile.key_averages()})
     print('| operation | floor, ms | Overhaul, ms | more |\n|---|---|---|---|')
     more = {name: spent['eager'][name] - spent['floor'][name] for name in spent['floor'] | spent['eager']}
-    for name in sorted(more, key=more.get, reverse=True)[:10]:
+    most = sorted(more, key=lambda name: abs(more[name]))[-10:]
+    for name in sorted(most, key=more.get, reverse=True):
         print(f'| `{name}` | {spent["floor"][name]:.1f} | {spent["eager"][name]:.1f} | {more[name]:.1f} |')
     floor, ours = (sum(counter.values()) for counter in spent.values())
     print(f'| all | {floor:.1f} | {ours:.1f} | {ours - floor:.1f} |\n')
@@ -122,6 +123,8 @@ def start() -> None:
 class Noise(Dataset):
     """Images (H, W, 3) that go through a pipeline as those of CIFAR-100 do."""
 
+    metainfo = {}
+
     def __init__(self, pipeline: Sequence[dict]) -> None:
         self.images = np.random.RandomState(0).randint(0, 256, (1024, 32, 32, 3), dtype=np.uint8)
         self.pipeline = Compose(pipeline)
@@ -139,19 +142,14 @@ def data() -> None:
     for base in ('cifar100', 'cifar100_in_memory'):
         cfg = Config.fromfile(ROOT / f'configs/_base_/datasets/{base}.py')
         dataset = cfg.train_dataloader.dataset
-        source = Noise(dataset.get('dataset', dataset).pipeline)
-        if base == 'cifar100_in_memory':
-            memory = InMemory.__new__(InMemory)
-            items = [source[i] for i in range(len(source))]
-            memory.images = torch.stack([item['inputs'] for item in items])
-            memory.labels = torch.cat([item['data_samples'].gt_label for item in items])
-            source = memory
+        noise = dict(type=Noise, pipeline=dataset.get('dataset', dataset).pipeline)
+        source = InMemory(noise) if base == 'cifar100_in_memory' else DATASETS.build(noise)
         preprocessor = MODELS.build(cfg.data_preprocessor)
         loading, preparing = [], []
         for _ in range(5):
             # As in a training, whose draws depend on the place of an image in it.
-            places = _NumberedBatches(BatchSampler(RandomSampler(source), 128, False), (0, 0), first=0, skip=0)
-            batches = iter(DataLoader(_SeededDataset(source), batch_sampler=places, collate_fn=pseudo_collate))
+            places = NumberedBatches(BatchSampler(RandomSampler(source), 128, False), (0, 0), first=0, skip=0)
+            batches = iter(DataLoader(SeededDataset(source), batch_sampler=places, collate_fn=pseudo_collate))
             for _ in range(len(source) // 128):
                 times = [time.process_time()]
                 batch = next(batches)

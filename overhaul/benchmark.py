@@ -1,4 +1,4 @@
-"""What distillation costs: seconds and memory of a training step, beside the least that any distillation costs."""
+"""What distillation costs: seconds and memory of a training step, beside what no distillation can leave out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def measure(
     The variants, each with models and an optimizer of its own, and each from a batch of uint8 images in CPU memory to
     updated weights:
 
-    * ``floor``, below which no distillation with this teacher gets in float32: the teacher's whole forward pass with
+    * ``floor``, what no distillation with this teacher can leave out, in float32: the teacher's whole forward pass with
       its batch norms in train mode and without gradient; the student's forward pass, task loss, backward pass and
       update. Plain PyTorch, no distillation at all.
     * ``student``: mmengine's training step of the student alone.

@@ -34,8 +34,8 @@ def numbered_loader(runner: Runner, cfg: dict, first: int = 0, skip: int = 0) ->
     """Return the loader of ``cfg``, whose batches count on from ``first``, after leaving ``skip`` of them out."""
     different = runner._randomness_cfg.get('diff_rank_seed', False)
     loader = runner.build_dataloader(cfg, seed=runner.seed, diff_rank_seed=different)
-    batches = _NumberedBatches(loader.batch_sampler, (runner.seed, dist.get_rank()), first, skip)
-    dataset = loader.dataset if isinstance(loader.dataset, _SeededDataset) else _SeededDataset(loader.dataset)
+    batches = NumberedBatches(loader.batch_sampler, (runner.seed, dist.get_rank()), first, skip)
+    dataset = loader.dataset if isinstance(loader.dataset, SeededDataset) else SeededDataset(loader.dataset)
     # Past the loader's refusal to have them set, which is there for those who have begun to load.
     vars(loader).update(dataset=dataset, batch_sampler=batches)
     return loader
@@ -86,7 +86,7 @@ class _Place(NamedTuple):
     place: tuple[int, ...]
 
 
-class _NumberedBatches:
+class NumberedBatches:
     """A batch sampler that tells, with each index, its place in the training."""
 
     def __init__(self, batch_sampler: Sequence[list[int]], seed: tuple[int, int], first: int, skip: int) -> None:
@@ -102,7 +102,7 @@ class _NumberedBatches:
         return len(self._batch_sampler)
 
 
-class _SeededDataset(Dataset):
+class SeededDataset(Dataset):
     """A dataset whose augmentation of an image depends only on the place in the training."""
 
     __getitems__ = None
