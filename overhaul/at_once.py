@@ -51,19 +51,17 @@ def _same(tensor: Tensor) -> Tensor:
 class _AtOnce(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx: FunctionCtx, loss: Callable[[Tensor], Tensor], *inputs: Tensor) -> Tensor:
-        feature, *parameters = inputs
+    def forward(
+            ctx: FunctionCtx, loss: Callable[[Tensor], Tensor], feature: Tensor, *parameters: Tensor) -> Tensor:
+        inputs = (feature.detach().requires_grad_(feature.requires_grad), *parameters)
         with torch.enable_grad():
-            feature = feature.detach().requires_grad_(feature.requires_grad)
-            total = loss(feature)
-        gradients = [None] * len(inputs)
-        wanted = [i for i, tensor in enumerate([feature, *parameters]) if tensor.requires_grad]
+            total = loss(inputs[0])
+        gradients = iter(())
         if total.requires_grad:
             with torch.autocast(total.device.type, enabled=False):
-                found = torch.autograd.grad(total, [[feature, *parameters][i] for i in wanted], allow_unused=True)
-            for i, gradient in zip(wanted, found):
-                gradients[i] = gradient
-        ctx.save_for_backward(*gradients)
+                gradients = iter(torch.autograd.grad(
+                    total, [tensor for tensor in inputs if tensor.requires_grad], allow_unused=True))
+        ctx.save_for_backward(*(next(gradients, None) if tensor.requires_grad else None for tensor in inputs))
         return total.detach()
 
     @staticmethod
