@@ -23,11 +23,11 @@ QUICK = ['--jobs', '1', '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val
          'default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=2', 'val_dataloader.dataset.indices=20']
 
 
-def compare(folder, *arguments):
+def compare(folder, *arguments, extra=()):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv('OMP_NUM_THREADS', '1')
-        patch.setattr(sys, 'argv', [TOOL, CONFIG, '--work-dir', 'runs', *arguments, *QUICK])
+        patch.setattr(sys, 'argv', [TOOL, CONFIG, '--work-dir', 'runs', *arguments, *QUICK, *extra])
         runpy.run_path(TOOL, run_name='__main__')
 
 
@@ -75,6 +75,20 @@ def test_finished_runs_are_not_run_again(compared, capsys):
     compare(folder, '--vary', KEY, '1', 'None', '--seeds', '2')
     assert capsys.readouterr().out.splitlines() == first.splitlines()[-3:]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob('*.*')} == before
+
+
+@pytest.mark.parametrize('change', ['options', 'variant', 'config'])
+def test_runs_of_another_setting_are_not_taken_for_this_one(change, compared, tmp_path, monkeypatch):
+    folder, _ = compared
+    options, config = dict(options=['train_cfg.val_interval=2'], variant=[f'{KEY}=2'], config=[])[change], CONFIG
+    if change == 'config':  # another one of the same name
+        config = str(tmp_path / Path(CONFIG).name)
+        Path(config).write_text("_base_ = 'overhaul::digits_wrn16_2_wrn10_1.py'\nmodel = dict(alpha=0.5)\n")
+    monkeypatch.setattr(sys.modules[__name__], 'CONFIG', config)
+    before = {path: path.read_bytes() for path in folder.rglob('finished.json')}
+    with pytest.raises(SystemExit, match=rf'^error: "runs/{KEY}=1/alone_seed0" is of another config or other options'):
+        compare(folder, '--vary', KEY, '1', 'None', '--seeds', '2', extra=options)
+    assert {path: path.read_bytes() for path in folder.rglob('finished.json')} == before
 
 
 def test_a_run_that_fails_is_told_with_its_command(tmp_path):

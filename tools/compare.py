@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import re
@@ -43,6 +44,7 @@ from overhaul.statistics import interval, paired_test
 
 TRAIN = Path(__file__).with_name('train.py')
 ALONE, DISTILLED = 'alone', 'distilled'
+FINISHED = 'finished.json'
 
 
 class Run(NamedTuple):
@@ -85,17 +87,34 @@ def variants_of(arguments: argparse.Namespace) -> tuple[str, dict[str, list[str]
     return 'value', {'': []}
 
 
-def command_of(run: Run, work_dir: Path, overrides: Sequence[str], arguments: argparse.Namespace) -> list[str]:
+def command_of(run: Run, config: str, work_dir: Path, options: Sequence[str]) -> list[str]:
     """Return the command that is the run."""
     # mmengine keeps one log per name in a process, and a process does several runs.
     name = re.sub(r'\W', '_', str(work_dir))
-    options = [*arguments.cfg_options, *overrides, f'randomness.seed={run.seed}', f'experiment_name={name}']
-    command = [str(TRAIN), arguments.config, '--work-dir', str(work_dir)]
-    return [*command, *(['--student-only'] if run.side == ALONE else []), '--cfg-options', *options]
+    command = [str(TRAIN), config, '--work-dir', str(work_dir)]
+    side = ['--student-only'] if run.side == ALONE else []
+    return [*command, *side, '--cfg-options', *options, f'experiment_name={name}']
 
 
-def train(command: list[str], work_dir: Path) -> dict[str, float]:
-    """Train once and return the metrics of the last validation, which are then in ``finished.json`` too.
+def finished(work_dir: Path, setting: str) -> dict[str, float] | None:
+    """Return the metrics of the run that is finished in ``work_dir``, or None.
+
+    Raises:
+        ValueError: If it is a run of another ``setting``.
+    """
+    file = work_dir / FINISHED
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text())
+    if found.get('setting') != setting:
+        raise ValueError(
+            f'"{work_dir}" is of another config or other options than this comparison, and its result is not taken '
+            'for this one. Give the comparison a folder of its own with --work-dir, or remove that one.')
+    return found['metrics']
+
+
+def train(command: list[str], work_dir: Path, setting: str) -> dict[str, float]:
+    """Train once and return the metrics of the last validation, which :func:`finished` then finds.
 
     It is what ``python COMMAND`` does, without loading Python's packages once more.
 
@@ -116,7 +135,7 @@ def train(command: list[str], work_dir: Path) -> dict[str, float]:
     results = list(read_log(work_dir).validation.values())
     if not results:
         raise ChildProcessError(f'{" ".join(command)}\nended without a validation, so there is nothing to compare.')
-    (work_dir / 'finished.json').write_text(json.dumps(results[-1]))
+    (work_dir / FINISHED).write_text(json.dumps(dict(setting=setting, metrics=results[-1])))
     return results[-1]
 
 
@@ -153,6 +172,7 @@ def run_all(arguments: argparse.Namespace) -> tuple[str, dict[str, list[str]], d
     key, variants = variants_of(arguments)
     folder = arguments.work_dir or Path('work_dirs/compare', Path(arguments.config).stem)
     seeds_data = 'seed' in cfg.train_dataloader.dataset
+    config = cfg.to_dict()
     commands, metrics = {}, {}
     for variant, overrides in variants.items():
         name = f'{key}={variant}'.replace('/', '_') if variant else 'as_configured'
@@ -160,9 +180,12 @@ def run_all(arguments: argparse.Namespace) -> tuple[str, dict[str, list[str]], d
             for side in arguments.sides:
                 run, work_dir = Run(side, variant, seed), folder / name / f'{side}_seed{seed}'
                 data = [f'train_dataloader.dataset.seed={seed}'] if seeds_data else []
-                commands[run] = command_of(run, work_dir, [*overrides, *data], arguments), work_dir
-                if (work_dir / 'finished.json').exists():
-                    metrics[run] = json.loads((work_dir / 'finished.json').read_text())
+                options = [*arguments.cfg_options, *overrides, *data, f'randomness.seed={seed}']
+                setting = json.dumps([side, options, config], sort_keys=True, default=str)
+                setting = hashlib.sha256(setting.encode()).hexdigest()
+                commands[run] = command_of(run, arguments.config, work_dir, options), work_dir, setting
+                if (result := finished(work_dir, setting)) is not None:
+                    metrics[run] = result
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
     with ProcessPoolExecutor(arguments.jobs, get_context('spawn')) as pool:
         runs = {pool.submit(train, *command): run for run, command in commands.items() if run not in metrics}
