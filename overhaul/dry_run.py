@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -41,6 +42,8 @@ def prepare(cfg: Config) -> None:
     num_classes = student['decode_head' if segmentation else 'head']['num_classes']
     without_downloads(cfg.model)
     if 'teacher_checkpoint' in cfg.model:
+        if cfg.model.teacher_checkpoint is not None:
+            warnings.filterwarnings('ignore', message='The teacher has no teacher_checkpoint')  # it has, elsewhere
         cfg.model.teacher_checkpoint = None
     cfg.load_from, cfg.resume = None, False
 

@@ -28,6 +28,8 @@ _SYMPTOMS = [
      'The GPU met an index out of range, most often a label that the model has no class for. To see which one, train '
      'on the CPU: CUDA_VISIBLE_DEVICES= before the command.'),
     (r'Please run "(pip install [^"]+)"', r'The config asks for something whose package is not installed. \1'),
+    (r"No such file or directory: '(.+?)'",
+     r'There is no "\1". If data is meant, put it there, or name its place in the config, most often as data_root.'),
     (r'stack expects each tensor to be equal size, but got (.+)',
      r'The images or the masks of a batch differ in size: \1. End the pipeline of the dataset with a resize or crop to '
      'one size; and a mask is an image of one channel, with the classes as its values and not as colours.'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import inspect
 import re
@@ -62,6 +63,11 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
     packaged = '::' in path
     if packaged:
         _check_packaged(path)
+    elif Path(path).suffix in ('.pth', '.pt', '.tar'):
+        raise ValueError(f'"{path}" is a checkpoint, and the config comes first.')
+    elif Path(path).is_dir():
+        files = ', '.join(sorted(file.name for file in Path(path).glob('*.py'))[:5])
+        raise ValueError(f'"{path}" is a folder. Name a config' + (f' in it, such as {files}.' if files else '.'))
     elif not Path(path).is_file():
         raise FileNotFoundError(f'There is no config file "{path}". {_nearest_beside(path)}.')
     try:
@@ -108,14 +114,17 @@ def _check_packaged(path: str) -> None:
 
 
 def _nearest_beside(path: str) -> str:
-    name, folder = Path(path).name, Path(path).parent
     base = f'{own_configs.PREFIX}_base_/{path.rpartition("/_base_/")[2]}'
     if '/_base_/' in path and Path(own_configs.own_config(base)).is_file():
         return f'The one of this package is "{base}"'
-    beside = [file.name for file in folder.glob('*.py')]
-    within = [file.relative_to(folder).as_posix() for file in folder.glob(f'*/{name}')]
-    found = ', '.join(within) or nearest(name, beside)
-    return f'Nearest there: {found}' if found else 'Its folder has no config either'
+    stem, folder, where = Path(path).name.removesuffix('.py'), Path(path).parent, 'there'
+    if not folder.is_dir():
+        folder, where = folder.parent, f'beside "{folder}", which does not exist'
+    names = [file.stem for file in folder.glob('*.py')]
+    same = [
+        file.relative_to(folder).as_posix() for place in ('', '*/') for file in folder.glob(f'{place}{stem}.py')]
+    found = ', '.join(same or [f'{name}.py' for name in difflib.get_close_matches(stem, names)])
+    return f'Nearest {where}: {found}' if found else 'Nothing near has a name like it'
 
 
 def _fault(error: Exception) -> str:
@@ -165,8 +174,8 @@ def teacher_only(cfg: Config) -> ConfigDict:
 def _part(cfg: Config, name: str) -> ConfigDict:
     if name not in cfg.model:
         raise ValueError(
-            f'The model of this config is of type {cfg.model.type}, which has no {name}. The option is for configs of '
-            'an overhaul.OverhaulDistiller.')
+            f'The model of this config is of type {cfg.model.type}, which has no {name}. This is for configs of an '
+            'overhaul.OverhaulDistiller.')
     model = ConfigDict(model_of(cfg.model[name]))
     if 'data_preprocessor' in cfg.model:
         model.setdefault('data_preprocessor', cfg.model.data_preprocessor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -297,7 +298,8 @@ def blank_pass(
     """Run ``model`` once, without gradient and in eval mode, and remove ``hooks``. It comes out as it went in.
 
     Raises:
-        ValueError: If the model does not take an image of this size, or of three channels.
+        ValueError: If the model does not take an image of this size, or of three channels, or a part of it not what
+            another one gives.
     """
     modes = [(module, module.training) for module in model.modules()]
     parameter = next(model.parameters())
@@ -307,9 +309,12 @@ def blank_pass(
             model(fill(1, 3, *input_size, dtype=parameter.dtype, device=parameter.device), mode='tensor')
     except (AssertionError, RuntimeError) as error:
         backbone = type(getattr(model, 'backbone', model)).__name__
+        channels = re.search(r'mat1 and mat2 shapes|expected input.* to have \d+ channels', str(error))
+        advice = ('A layer is made for another number of channels than it gets: correct the in_channels, most often of '
+                  'the head.' if channels else 'If it is made for another size, give that as input_size.')
         raise ValueError(
             f'The model with the {backbone} failed on one image (3, {input_size[0]}, {input_size[1]}) of the dry run: '
-            f'{error or type(error).__name__}. If it is made for another size, give that as input_size.') from error
+            f'{error or type(error).__name__}. {advice}') from error
     finally:
         for hook in hooks:
             hook.remove()

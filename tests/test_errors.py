@@ -25,7 +25,7 @@ def test_refusal_of_the_package_ends_the_program():
     with pytest.raises(SystemExit) as exit_, one_paragraph_errors():
         refuse()
     assert exit_.value.code == (
-        'error: There is no config file "absent/config.py". Its folder has no config either.')
+        'error: There is no config file "absent/config.py". Nothing near has a name like it.')
 
 
 def test_refusal_that_was_raised_again_with_more_words():

@@ -36,7 +36,7 @@ def test_a_missing_file_names_those_beside_it(tmp_path):
         written(tmp_path, '', name)
     with pytest.raises(FileNotFoundError, match='no config file ".*digits_aa.py". Nearest there: digits_a.py'):
         read_config(str(tmp_path / 'digits_aa.py'))
-    with pytest.raises(FileNotFoundError, match='Its folder has no config either'):
+    with pytest.raises(FileNotFoundError, match='Nearest beside ".*nowhere", which does not exist: digits_a.py'):
         read_config(str(tmp_path / 'nowhere/digits_a.py'))
 
 
@@ -47,6 +47,23 @@ def test_a_file_that_is_in_a_folder_is_found_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r'no config file "digits.py"\. Nearest there: configs/digits.py\.'):
         read_config('digits.py')
+
+
+@pytest.mark.parametrize(('path', 'message'), [
+    ('digits', 'no config file "digits". Nearest there: configs/digits.py.'),
+    ('config/digits.py', 'Nearest beside "config", which does not exist: configs/digits.py.'),
+    ('configs/digit.py', 'Nearest there: digits.py.'),
+    ('resnet', 'Nothing near has a name like it.'),
+    ('configs', '"configs" is a folder. Name a config in it, such as digits.py.'),
+    ('work_dirs/iter_200.pth', '"work_dirs/iter_200.pth" is a checkpoint, and the config comes first.')])
+def test_what_is_no_config_file_is_told_with_what_may_be_meant(path, message, tmp_path, monkeypatch):
+    for folder in ('configs', 'work_dirs/digits'):
+        (tmp_path / folder).mkdir(parents=True)
+    written(tmp_path / 'configs', '', 'digits.py')
+    written(tmp_path, '', 'setup.py')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((FileNotFoundError, ValueError), match=re.escape(message) + '$'):
+        read_config(path)
 
 
 def test_a_config_that_was_copied_away_from_its_bases_learns_where_they_are(tmp_path):
@@ -124,7 +141,7 @@ def test_a_config_that_is_no_distillation_has_no_part():
     cfg = Config(dict(model=dict(type='mmpretrain.ImageClassifier')))
     with pytest.raises(ValueError, match='is of type mmpretrain.ImageClassifier, which has no student'):
         student_only(cfg)
-    with pytest.raises(ValueError, match='which has no teacher. The option is for configs of an overhaul.Overhaul'):
+    with pytest.raises(ValueError, match='which has no teacher. This is for configs of an overhaul.Overhaul'):
         teacher_only(cfg)
 
 

@@ -253,7 +253,7 @@ def test_a_network_of_timm():
     (nn.Flatten(), r'found no feature map in the Flatten. Name the taps: the modules of the backbone are'),
     (Module(lambda self, x: self.conv(x).relu(), conv=conv(3, 8)),
      r'no feature before the activation at the end of "backbone.block", .* Name the taps.'),
-    (nn.Linear(7, 7), r'The model with the Linear failed on one image \(3, 64, 64\).*input_size'),
+    (nn.Linear(7, 7), r'The model with the Linear failed on one image \(3, 64, 64\).*in_channels'),
 ], ids=['no map', 'function without batch norm', 'fails'])
 def test_what_cannot_be_found_is_refused(backbone, message):
     if isinstance(backbone, Module):
