@@ -33,9 +33,6 @@ class OverhaulDistiller(BaseModel):
 
     In ``loss`` mode the losses are those of the student, and one per tap,
     ``loss_weight_of_the_tap * distill_loss(connector(S), margin(T))``, under ``distill.loss_<student tap>``.
-    The loss of a tap is computed, with its gradient, as soon as the student has reached the tap: see
-    :func:`overhaul.at_once.at_once`.
-
     In ``predict`` and ``tensor`` mode this is the student. A loss that the student calls just ``loss`` is renamed
     ``loss_task``, since mmengine logs the sum of all losses under ``loss``.
 
@@ -60,7 +57,8 @@ class OverhaulDistiller(BaseModel):
             own parameters and to the feature that it is given. Default type: ``ConvBNConnector``.
         margin: Teacher transform, built with ``channels`` and ``norm``, the batch norm before the tap or ``None``.
             Default type: ``MarginReLU``.
-        distill_loss: Distance between the two, scaled with alpha. Default type: ``PartialL2Loss``.
+        distill_loss: Distance between the two, scaled with alpha; its mean, where it is no scalar. The gradient goes to
+            its own parameters and to the first feature. Default type: ``PartialL2Loss``.
         alpha: Short for the ``loss_weight`` of ``distill_loss``: a number, or ``'auto'``.
         teacher_batch_norm: ``'batch'`` normalises the teacher with the statistics of the batch, as the paper does
             (Table 8), ``'running'`` with those of its training.
@@ -69,6 +67,10 @@ class OverhaulDistiller(BaseModel):
         match_sizes: Whether to bring the teacher's feature to the height and width of the student's where they differ,
             by averaging if it is larger and bilinearly if it is smaller. Otherwise that is an error. ``taps='auto'``
             then also pairs stages of nearly equal size.
+        at_once: Whether the loss of a tap is computed with its gradient as soon as the student has reached the tap, so
+            that the least is kept for the backward pass: see :func:`overhaul.at_once.at_once`. To be turned off for
+            what that refuses, such as a connector that takes something of another tap, and for a student that runs a
+            tapped module a varying number of times.
         input_size: Height and width of the blank image of the dry run that finds channels and sizes.
         data_preprocessor: As in mmpretrain and mmseg, where a config gives it beside the model. Goes to the student
             and, where its config has none, to the teacher.
@@ -96,6 +98,7 @@ class OverhaulDistiller(BaseModel):
         teacher_batch_norm: str = 'batch',
         teacher_dropout: bool = False,
         match_sizes: bool = False,
+        at_once: bool = True,
         input_size: tuple[int, int] = (224, 224),
         data_preprocessor: dict | None = None,
     ) -> None:
@@ -103,7 +106,7 @@ class OverhaulDistiller(BaseModel):
         _check_kind(
             dict | None, 'a dict, as in dict(type="...")',
             connector=connector, margin=margin, distill_loss=distill_loss)
-        _check_kind(bool, 'True or False', teacher_dropout=teacher_dropout, match_sizes=match_sizes)
+        _check_kind(bool, 'True or False', teacher_dropout=teacher_dropout, match_sizes=match_sizes, at_once=at_once)
         if teacher_checkpoint == '':
             raise ValueError("teacher_checkpoint is a file, a URL or None, not ''.")
         _check_arguments(taps, teacher_batch_norm, input_size)
@@ -124,7 +127,7 @@ class OverhaulDistiller(BaseModel):
         self.student_taps = Taps(self.student, [tap['student'] for tap in taps], 'student')
         self.teacher_taps.dry_run(self.teacher, input_size, stop_after_last=True)
         self.student_taps.dry_run(self.student, input_size, stop_after_last=False)
-        self.match_sizes = match_sizes
+        self.match_sizes, self.at_once = match_sizes, at_once
         if not match_sizes:
             self._check_sizes(input_size)
 
@@ -180,7 +183,8 @@ class OverhaulDistiller(BaseModel):
         with torch.no_grad():
             teacher_features = [
                 margin(feature) for margin, feature in zip(self.margins, self.teacher_features(inputs))]
-        at_once_possible = possible(inputs.device)
+        with_gradient = self.at_once and possible(
+            inputs.device, [*self.connectors.parameters(), *self.distill_loss.parameters()])
         distances = {}
 
         def compare(index: int, feature: Tensor) -> None:
@@ -191,12 +195,12 @@ class OverhaulDistiller(BaseModel):
             connector, weight = self.connectors[index], self.tap_weights[index]
 
             def loss(feature: Tensor) -> Tensor:
-                return weight * self.distill_loss(connector(feature), teacher_feature)
+                return (weight * self.distill_loss(connector(feature), teacher_feature)).mean()
 
             parameters = [*connector.parameters(), *self.distill_loss.parameters()]
-            distances[index] = at_once(loss, feature, parameters) if at_once_possible else loss(feature)
+            distances[index] = at_once(loss, feature, parameters) if with_gradient else loss(feature)
 
-        self.student_taps.start(compare if at_once_possible else None)
+        self.student_taps.start(compare if with_gradient else None)
         try:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
             for index, feature in enumerate(self.student_taps.take()):

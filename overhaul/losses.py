@@ -38,7 +38,7 @@ class _SummedPartialL2(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
-        return difference * (2 * grad).to(difference.dtype), None
+        return difference * (2 * grad), None
 
 
 def _mask_and_sum(difference: Tensor, teacher: Tensor) -> Tensor:

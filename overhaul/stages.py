@@ -106,7 +106,7 @@ def pair_stages(teacher: Sequence[Stage], student: Sequence[Stage], match_sizes:
         for owner, stages, paired in zip(('teacher', 'student'), (teacher, student), zip(*pairs))
         if any(stage not in paired for stage in stages)]
     if alone:
-        print_log(f'taps="auto" leaves out, for want of a partner of the same size: {", ".join(alone)}.', 'current')
+        print_log(f'taps="auto" leaves out, since no partner of the same size is left: {", ".join(alone)}.', 'current')
     return [
         dict(teacher=teacher_stage.path, student=student_stage.path, loss_weight=0.5**(len(pairs) - 1 - i))
         for i, (teacher_stage, student_stage) in enumerate(pairs)]

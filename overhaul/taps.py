@@ -31,7 +31,7 @@ class Tap:
         model: The model that holds the position.
         path: ``'path.of.module'`` for the output of that module, ``'path.of.module:input'`` for what enters it. Of a
             module that runs several times in one forward pass, as the shared ``relu`` of a residual block does, the
-            last call counts.
+            last call counts; if the feature is received, what was the last call in the dry run.
         owner: ``'teacher'`` or ``'student'``, for error messages.
 
     Attributes:
@@ -60,7 +60,7 @@ class Tap:
         self.last_call: int | None = None
         self._copy = False
         self._feature: Tensor | None = None
-        self._version = 0
+        self._version: int | None = None
         self.module: nn.Module | None = None
         self.attach(model)
 
@@ -95,7 +95,8 @@ class Tap:
         if self._received:
             raise ValueError(
                 f'{self._where} runs {self.calls} times in this forward pass, and ran {self._calls_of_dry_run} times in'
-                ' the dry run, so that the last time is not known. Tap a module that runs once.')
+                ' the dry run, so that the last time is not known. Tap a module that runs once, or set at_once=False in'
+                ' the model.')
         self._cut_off = self._with_gradient and not torch.is_grad_enabled()
         compiling = torch.compiler.is_compiling()
         in_time = self._receive is not None and self.calls == self._calls_of_dry_run
@@ -104,14 +105,13 @@ class Tap:
             self._receive(feature_map)
             return
         self._feature = feature_map.clone() if self._copy else feature_map
-        if not compiling:
-            self._version = _version(self._feature)
-            if self.calls == self.last_call:
-                raise ForwardDone
+        self._version = None if compiling else _version(self._feature)
+        if self.calls == self.last_call and not compiling:
+            raise ForwardDone
 
     @property
     def _overwritten(self) -> bool:
-        return not torch.compiler.is_compiling() and _version(self._feature) != self._version
+        return self._version is not None and _version(self._feature) != self._version
 
     @property
     def _where(self) -> str:

@@ -116,13 +116,60 @@ def test_in_bfloat16_as_autograd_does(connector):
 
 
 def test_where_it_is_possible():
-    assert possible(CPU)
+    weight = torch.ones(1, requires_grad=True)
+    assert possible(CPU, [weight])
     with torch.no_grad():
-        assert not possible(CPU)
+        assert not possible(CPU, [weight])
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert possible(CPU)
+        assert possible(CPU, [weight])
     with torch.autocast('cpu', dtype=torch.float16):  # a gradient that has not been scaled would be rounded to 0
-        assert not possible(CPU)
+        assert not possible(CPU, [weight])
+    hook = weight.register_hook(lambda gradient: gradient * 2)
+    assert not possible(CPU, [weight])
+    hook.remove()
+    assert possible(CPU, [weight])
+
+
+def test_a_parameter_that_is_named_twice_has_one_gradient():
+    feature, weight = maps().requires_grad_(), torch.ones(3, 1, 1, dtype=torch.float64, requires_grad=True)
+    at_once(lambda feature: (feature * weight).sum(), feature, [weight, weight]).backward()
+    assert torch.allclose(weight.grad.flatten(), maps().sum((0, 2, 3)))
+
+
+def test_a_scale_is_not_rounded_to_the_precision_of_the_feature():
+    feature = torch.ones(1, 1, 1, 512, dtype=torch.bfloat16, requires_grad=True)
+    loss = at_once(lambda feature: (feature.float() * torch.linspace(1, 2, 512)).sum(), feature, [])
+    (loss / 3).backward()
+    assert feature.grad.dtype == torch.bfloat16
+    assert feature.grad.float().mean().item() == pytest.approx(0.5, rel=5e-4)  # a third in bfloat16 is 0.2 % more
+
+
+@pytest.mark.parametrize('trained', [True, False])
+def test_a_connector_that_changes_the_feature_in_place_is_refused(connector, trained):
+    feature = maps().requires_grad_(trained)
+    with pytest.raises(ValueError, match=r'changes the feature that it is given in place.*inplace=False'):
+        at_once(lambda feature: connector(feature.relu_()).sum(), feature, connector.parameters())
+
+
+def test_a_gradient_that_would_be_lost_is_refused(connector):
+    feature, other = maps().requires_grad_(), torch.ones(1, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match=r'depends on more than its feature and the parameters.*at_once=False'):
+        at_once(lambda feature: (connector(feature) * other).sum(), feature, connector.parameters())
+    with pytest.raises(ValueError, match='depends on more'):
+        at_once(lambda feature: (connector(feature) * other.exp()).sum(), feature, connector.parameters())
+
+
+def test_checkpointing_that_takes_no_part_is_refused_with_a_reason(connector):
+    feature = maps().requires_grad_()
+    with pytest.raises(ValueError, match='under gradient checkpointing.*with_cp=False in it, or at_once=False'):
+        at_once(lambda feature: checkpoint(connector, feature, use_reentrant=True).sum(), feature,
+                connector.parameters())
+
+
+def test_what_an_error_in_the_loss_says_is_kept(connector):
+    with pytest.raises(RuntimeError, match='to have 3 channels, but got 4'):
+        at_once(lambda feature: connector(feature).sum(), torch.zeros(1, 4, 2, 2, dtype=torch.float64),
+                connector.parameters())
 
 
 def test_a_second_derivative_is_refused(connector):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from small_models import build_distiller
+from mmengine.registry import MODELS
+from small_models import build_distiller, resnet
 from torch import nn
 from torch.nn import functional
 
@@ -56,11 +57,11 @@ def test_large_maps_are_normalised_without_the_statistics_of_torch(options, mean
 
 @pytest.mark.parametrize('values', [
     feature((15, 32, 32, 32)), feature(mean=11), feature(dtype=torch.float64), feature(dtype=torch.bfloat16),
-    feature().to(memory_format=torch.channels_last), torch.full((16, 32, 32, 32), 3.0),
-], ids=['small', 'far from 0', 'float64', 'bfloat16', 'channels-last', 'constant'])
+    feature().to(memory_format=torch.channels_last), torch.full((16, 32, 32, 32), 3.0), feature((1, 2, 1024, 512)),
+], ids=['small', 'far from 0', 'float64', 'bfloat16', 'channels-last', 'constant', 'many pixels'])
 @torch.no_grad()
 def test_others_are_left_to_torch(values, statistics):
-    norm = norm_of(32, dtype=values.dtype)
+    norm = norm_of(values.shape[1], dtype=values.dtype)
     expected = functional.batch_norm(values, None, None, norm.weight, norm.bias, True)
     statistics.clear()
     assert torch.equal(norm(values), expected) and statistics == [True]
@@ -86,6 +87,16 @@ def test_nan_and_infinity_are_seen_and_0_is_no_division():
     ours, theirs = norm(values), nn.BatchNorm2d.forward(norm, values)
     assert torch.equal(ours[:, 3], theirs[:, 3]) and ours[:, 1:3].isnan().all()
     torch.testing.assert_close(ours[:, 4:], theirs[:, 4:])
+
+
+@MODELS.register_module()
+class OwnBatchNorm(nn.BatchNorm2d):
+    """A batch norm of the teacher's own."""
+
+
+def test_a_batch_norm_of_the_teachers_own_is_left_alone():
+    model = build_distiller(teacher=resnet(8, norm_cfg=dict(type='OwnBatchNorm')), student=resnet(8), taps='auto')
+    assert {type(module) for module in model.teacher.modules() if isinstance(module, nn.BatchNorm2d)} == {OwnBatchNorm}
 
 
 def test_a_teacher_has_it_and_a_student_has_not():

@@ -336,6 +336,85 @@ def test_a_student_whose_backbone_is_compiled_learns_the_same():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@MODELS.register_module()
+class ScaledL2(nn.Module):
+    """A distance that learns, and gives a number for each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, student, teacher):
+        return self.scale * (student - teacher).square().sum((1, 2, 3))
+
+
+def test_a_distance_of_ones_own_learns_and_may_give_a_number_for_each_image():
+    model = build_distiller(distill_loss=dict(type='ScaledL2'))
+    losses = model(*batch(), mode='loss')
+    distillation = sum(losses[name] for name in model.loss_names)
+    distillation.backward()
+    assert model.distill_loss.scale.grad.item() == pytest.approx(2 * distillation.item(), rel=1e-5)
+
+
+def test_losses_are_of_the_taps_that_they_are_named_after():
+    images, samples = batch()
+    losses = build_distiller()(images, samples, mode='loss')
+    other_way_round = build_distiller(taps=TAPS[::-1])
+    connectors = build_distiller().connectors
+    for connector, theirs in zip(other_way_round.connectors, reversed(connectors)):
+        connector.load_state_dict(theirs.state_dict())
+    found = other_way_round(images, samples, mode='loss')
+    assert {name: loss.item() for name, loss in found.items()} == pytest.approx(
+        {name: loss.item() for name, loss in losses.items()})
+    assert len({loss.item() for loss in found.values()}) == 4
+
+
+def test_a_student_whose_loss_needs_two_passes_takes_the_last_where_told_so():
+    class TwoPasses(nn.Module):
+        def __init__(self, student):
+            super().__init__()
+            self.student = student
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            if mode == 'loss':
+                self.student(inputs, data_samples, mode='loss')
+            return self.student(inputs, data_samples, mode=mode)
+
+    for at_once in (True, False):
+        model = build_distiller(at_once=at_once)
+        model.student = TwoPasses(model.student)
+        if at_once:
+            with pytest.raises(ValueError, match='runs 2 times .* ran 1 times in the dry run.*at_once=False'):
+                model(*batch(), mode='loss')
+        else:
+            model.parse_losses(model(*batch(), mode='loss'))[0].backward()
+            assert model.connectors[0].conv.weight.grad.abs().sum() > 0
+
+
+def test_a_hook_on_a_gradient_runs_once():
+    gradients = []
+    for factor in (1, 0.5):
+        model = build_distiller()
+        weight = model.connectors[0].conv.weight
+        if factor != 1:
+            weight.register_hook(lambda gradient: 0.5 * gradient)
+        model.parse_losses(model(*batch(), mode='loss'))[0].backward()
+        gradients.append(weight.grad)
+    torch.testing.assert_close(gradients[1], 0.5 * gradients[0])
+
+
+def test_a_map_of_the_teacher_is_gone_before_the_student_runs_on():
+    model, maps, alive = build_distiller(), [], []
+    for margin in model.margins:
+        margin.register_forward_hook(lambda module, inputs, output: maps.append(weakref.ref(output)))
+    for block in ('block2', 'block3'):
+        model.student.backbone.get_submodule(block).register_forward_hook(
+            lambda *_: alive.append([teacher_map() is not None for teacher_map in maps]))
+    model(*batch(), mode='loss')
+    # The first tap is in the second block, the last one behind the third.
+    assert alive == [[False, True, True], [False, False, True]]
+
+
 def test_of_the_distillation_only_the_gradient_is_kept_for_the_backward_pass():
     model, maps = build_distiller(), []
     for part in (*model.connectors, *model.margins):

@@ -286,7 +286,7 @@ def test_stages_that_stay_without_a_partner_are_told(monkeypatch):
     monkeypatch.setattr('overhaul.stages.print_log', lambda line, *_: said.append(line))
     pair_stages(stages('t', 56, 28, 14, 7), stages('s', 28, 14, 5))
     assert said == [
-        'taps="auto" leaves out, for want of a partner of the same size: t0 (56x56) and t3 (7x7) of the teacher, s2 '
+        'taps="auto" leaves out, since no partner of the same size is left: t0 (56x56) and t3 (7x7) of the teacher, s2 '
         '(5x5) of the student.']
     said.clear()
     pair_stages(stages('t', 14, 7), stages('s', 14, 7))
