@@ -72,7 +72,9 @@ class _AtOnce(torch.autograd.Function):
                 total = loss(inputs[0])
             gradients = iter(_gradients(total, inputs) if total.requires_grad else ())
         except RuntimeError as error:
-            raise _explained(error) from error
+            if (refusal := _refusal(error)) is None:
+                raise
+            raise ValueError(refusal) from error
         if feature._version != version:
             raise ValueError(_IN_PLACE)
         ctx.save_for_backward(*(next(gradients, None) if tensor.requires_grad else None for tensor in inputs))
@@ -112,11 +114,11 @@ def _leaves(total: Tensor) -> Iterator[Tensor]:
         left.extend(following for following, _ in node.next_functions)
 
 
-def _explained(error: RuntimeError) -> Exception:
+def _refusal(error: RuntimeError) -> str | None:
+    """Return what the user can do about it, if anything."""
     if 'in-place operation' in str(error):
-        return ValueError(_IN_PLACE)
+        return _IN_PLACE
     if 'use_reentrant=True' in str(error):
-        return ValueError(
-            'A connector or distance is under gradient checkpointing, of a kind in which no gradient can be computed '
-            'at once. Set with_cp=False in it, or at_once=False in the model.')
-    return error
+        return ('A connector or distance is under gradient checkpointing, of a kind in which no gradient can be '
+                'computed at once. Set with_cp=False in it, or at_once=False in the model.')
+    return None
