@@ -9,7 +9,6 @@ import platform
 import random
 import re
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -154,9 +153,7 @@ def _floor_step(cfg: Config, batch: dict, device: str) -> Callable[[], None]:
 
 
 def _build(model_cfg: dict, device: str) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='The teacher has no teacher_checkpoint')
-        model = MODELS.build(model_cfg)
+    model = MODELS.build(model_cfg)
     model.init_weights()
     model.to(device)
     model.train()

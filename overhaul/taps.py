@@ -137,7 +137,7 @@ class Tap:
             ValueError: If the module did not run, if its feature was changed in place afterwards, or if it ran without
                 the gradient that was on at the start.
         """
-        self._reading, self._receive = False, None
+        self._reading = False
         if self._received:
             return None
         where = self._where
