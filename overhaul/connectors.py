@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor, nn
 
+from overhaul.memory_format import quickest
 from overhaul.registry import MODELS
 
 
@@ -28,4 +29,4 @@ class ConvBNConnector(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Return the student feature in the teacher's channels."""
-        return self.bn(self.conv(feature))
+        return self.bn(self.conv(quickest(feature)))

@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from overhaul.at_once import at_once, possible
-from overhaul.batch_norm import TeacherBatchNorm2d
 from overhaul.checkpoints import checksum, load_weights
+from overhaul.memory_format import quickest
 from overhaul.normalization import Renormalize
 from overhaul.registry import MODELS, build, nearest
 from overhaul.settings import model_of
@@ -217,7 +217,8 @@ class OverhaulDistiller(BaseModel):
 
         Call it without gradient.
         """
-        return self.teacher_taps.read(self.teacher, inputs if self.renormalize is None else self.renormalize(inputs))
+        images = inputs if self.renormalize is None else self.renormalize(inputs)
+        return self.teacher_taps.read(self.teacher, quickest(images))
 
     def _check_calibrated(self) -> None:
         # In a compiled step the question would break the graph. An eager one comes before, SummaryHook's; else the loss
@@ -294,8 +295,6 @@ def _build_teacher(cfg: dict, checkpoint: str | None) -> nn.Module:
         if isinstance(module, _BatchNorm):
             # In train mode: statistics of the batch, and the running ones not touched. In eval mode: the running ones.
             module.track_running_stats = False
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = TeacherBatchNorm2d
     return teacher
 
 

@@ -190,7 +190,7 @@ def test_synchronised_batch_norm_is_of_student_and_connectors_and_never_of_the_t
     first, second = (record['synchronised'] for record in trained.records)
     assert first['converted'] == first['plain'] and len(first['converted']) == 7 + 3
     assert sum(name.startswith('connectors.') for name in first['converted']) == 3
-    assert set(first['teacher']) == {'TeacherBatchNorm2d'}
+    assert set(first['teacher']) == {'BatchNorm2d'}
     # With it batch norms are no exception, and the taps are read from what they were replaced by.
     assert same(first['together'], second['together'])
     assert close(first['together'], first['whole'], 1e-3)
