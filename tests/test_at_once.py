@@ -115,6 +115,25 @@ def test_in_bfloat16_as_autograd_does(connector):
         assert ours.dtype == torch.float32 and torch.equal(ours, theirs)
 
 
+def test_the_backward_pass_is_not_under_autocast(connector):
+    seen = []
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, feature):
+            ctx.save_for_backward(feature)
+            return feature.square()
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(torch.is_autocast_enabled('cpu'))
+            return 2 * grad * ctx.saved_tensors[0]
+
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        at_once(lambda feature: Square.apply(feature).sum(), maps().requires_grad_(), connector.parameters())
+    assert seen == [False]
+
+
 def test_where_it_is_possible():
     weight = torch.ones(1, requires_grad=True)
     assert possible(CPU, [weight])

@@ -75,6 +75,18 @@ def test_partial_l2_compiles_whole_with_the_same_gradient(memory_format):
     torch.testing.assert_close(ours, plain)
 
 
+def test_a_student_that_is_compiled_in_part_learns_the_same():
+    gradients = []
+    for compiled in (False, True):
+        model = build_distiller()
+        if compiled:
+            model.student.backbone.compile(backend='eager', fullgraph=True)
+        sum(model.loss(*batch()).values()).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, ours in zip(*gradients):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+
+
 def run(folder, *flags, options=()):
     work_dir = folder / '_'.join(['run', *flags])
     run_in_process(folder, 'train.py', CONFIG, *flags, '--work-dir', work_dir, options=options)
