@@ -213,6 +213,7 @@ def test_a_training_that_is_made_longer_tells_what_becomes_of_its_learning_rate(
 def test_resume_without_a_checkpoint_starts_anew(run):
     run('train.py', CONFIG, '--work-dir', 'new', '--resume', options=[*QUICK, 'train_cfg.max_iters=2'])
     assert [row['step'] for row in records('new', 'train')] == [1, 2]
+    assert 'No checkpoint to resume in new: the training begins anew.' in log('new')
 
 
 def test_resume_does_not_run_the_config_in_the_checkpoint(run, trained, tmp_path):

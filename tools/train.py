@@ -87,6 +87,8 @@ def main() -> None:
                 cfg.work_dir = scratch
             runner = Runner.from_cfg(cfg)
             check_start(runner, cfg)
+            if arguments.resume and not cfg.resume:
+                runner.logger.info(f'No checkpoint to resume in {cfg.work_dir}: the training begins anew.')
             compat.never_run_checkpoints(runner)
             compat.never_change_rate(runner)
             exact_resume.prepare(runner)
