@@ -151,17 +151,21 @@ def draw_budget(
     figure = Figure((7, 4.5), layout='constrained')
     axes = figure.subplots()
     budgets = list(next(iter(results.values())))
+    # Names of variants are long, and in no order that a line could follow.
+    named = any(budget[0].isalpha() for budget in budgets if budget != 'None')
     for i, (side, colour) in enumerate(zip(results, (ALONE, STUDENT, *COLOURS[2:]))):
         places = np.arange(len(budgets)) + 0.12 * (i - (len(results) - 1) / 2)
         samples = [results[side][budget] for budget in budgets]
         for place, sample in zip(places, samples):
             axes.plot([place] * len(sample), sample, '.', color=colour, alpha=0.3, ms=6, mew=0)
         means, half_widths = [np.mean(sample) for sample in samples], [interval(sample) for sample in samples]
-        axes.errorbar(places, means, half_widths, color=colour, marker='o', capsize=3, label=side)
+        axes.errorbar(
+            places, means, half_widths, color=colour, marker='o', capsize=3, label=side, ls='' if named else '-')
     if teacher is not None:
         axes.axhline(teacher, color=TEACHER, ls='--', label=f'teacher, {teacher:g}')
     axes.set(xlabel=label, ylabel=unit, xlim=(-0.5, len(budgets) - 0.5))
-    axes.set_xticks(range(len(budgets)), ['all' if budget == 'None' else budget for budget in budgets])
+    axes.set_xticks(range(len(budgets)), ['all' if budget == 'None' else budget for budget in budgets],
+                    **(dict(rotation=30, ha='right') if named else {}))
     if 'error' in unit:  # half of it is as much wherever it starts
         axes.set_yscale('log')
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

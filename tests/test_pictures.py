@@ -106,6 +106,13 @@ def test_a_budget_shows_every_run_the_mean_and_its_interval():
     assert axes.get_legend().get_title().get_text() == 'mean and its 95 % interval, 3 seeds'
 
 
+def test_variants_are_joined_by_no_line_and_their_names_lean():
+    results = {'distilled': {name: [4.0, 5.0, 6.0] for name in ('default', 'running_statistics', 'L2')}}
+    (axes, ) = draw_budget(results, '% error', 'variant').axes
+    assert axes.containers[0].lines[0].get_linestyle() == 'None'
+    assert {(name.get_rotation(), name.get_ha()) for name in axes.get_xticklabels()} == {(30, 'right')}
+
+
 def test_features_are_drawn_as_they_are(features):
     other = [feature._replace(student=feature.teacher) for feature in features]  # that has learnt everything
     figure = draw_features(features, other, channels=2)
