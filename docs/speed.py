@@ -72,7 +72,8 @@ def arithmetic() -> None:
     """Floating-point operations of a step, counted by torch: what the connectors add, if all take the same time."""
     print('| | floor, Gflop per image | Overhaul | ratio |\n|---|---|---|---|')
     for config in ('cifar100_wrn28_4_wrn16_2', 'imagenet_r50_mobilenet', 'voc_r101_r18'):
-        cfg, counts = read_config(ROOT / f'configs/{config}.py'), []
+        # Torch's counter follows one backward pass, and none within the forward pass.
+        cfg, counts = read_config(ROOT / f'configs/{config}.py', {'model.at_once': False}), []
         for variant in ('floor', 'eager'):
             step = benchmark.build_step(cfg, variant, 2, 'cpu')
             with FlopCounterMode(display=False) as counter:

@@ -40,6 +40,9 @@ class OverhaulDistiller(BaseModel):
     attribute and no submodule, hence neither in ``parameters()`` nor in ``state_dict()``: optimizers, checkpoints, DDP,
     EMA and conversion to synchronised batch norm pass it by.
 
+    On a CPU the features of the teacher, and those of ``ConvBNConnector``, are in channels-last memory, which is
+    faster: a margin or distance of one's own takes ``reshape`` where it would take ``view``.
+
     Args:
         teacher: Config of an mmpretrain or mmseg model, or the config file that trains it: a path, or one of a package
             as ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'``. Where its data preprocessor normalises otherwise than
