@@ -60,6 +60,7 @@ setup(
         'lite': ['mmcv-lite==2.1.0'],
         'onnx': onnx,  # for tools/export_student.py --onnx
         'docs': ['pdoc'],
-        'test': [*onnx, 'hypothesis', 'pdoc', 'pytest', 'ruff', 'scipy', 'tensorboard', 'timm', 'wheel'],
+        'test': [
+            *onnx, 'hypothesis', 'pdoc', 'pytest', 'pytest-xdist', 'ruff', 'scipy', 'tensorboard', 'timm', 'wheel'],
     },
 )
