@@ -119,6 +119,7 @@ class OverhaulDistiller(BaseModel):
         self.student = student_model
         self.teacher_batch_norm, self.teacher_dropout = teacher_batch_norm, teacher_dropout
         self._owns_teacher = True
+        self._teacher_takes_views = False
         # Past nn.Module's __setattr__, which would make it a submodule.
         self.__dict__['teacher'] = _build_teacher(
             _with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint)
@@ -221,7 +222,17 @@ class OverhaulDistiller(BaseModel):
         Call it without gradient.
         """
         images = inputs if self.renormalize is None else self.renormalize(inputs)
-        return self.teacher_taps.read(self.teacher, quickest(images))
+        if self._teacher_takes_views:
+            return self.teacher_taps.read(self.teacher, images)
+        try:
+            return self.teacher_taps.read(self.teacher, quickest(images))
+        except RuntimeError as error:
+            if 'view size is not compatible' not in str(error):
+                raise
+        print_log("The teacher's code takes a view of a map that only the plain layout allows: it runs in that, and "
+                  'somewhat slower.', 'current')
+        self._teacher_takes_views = True
+        return self.teacher_features(inputs)
 
     def _check_calibrated(self) -> None:
         # In a compiled step the question would break the graph. An eager one comes before, SummaryHook's; else the loss

@@ -152,7 +152,7 @@ def draw_budget(
     axes = figure.subplots()
     budgets = list(next(iter(results.values())))
     # Names of variants are long, and in no order that a line could follow.
-    named = any(budget[0].isalpha() for budget in budgets if budget != 'None')
+    named = any(budget[:1].isalpha() for budget in budgets if budget != 'None')
     for i, (side, colour) in enumerate(zip(results, (ALONE, STUDENT, *COLOURS[2:]))):
         places = np.arange(len(budgets)) + 0.12 * (i - (len(results) - 1) / 2)
         samples = [results[side][budget] for budget in budgets]

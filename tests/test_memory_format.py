@@ -38,3 +38,43 @@ def test_teacher_and_connectors_normalise_in_channels_last_and_the_student_does_
     model.loss(*batch())
     assert all(layouts['teacher']) and all(layouts['connectors']) and not any(layouts['student'])
     assert len(compared) == 2 * len(model.connectors) and all(compared)
+
+
+def losses_of(model):
+    return {name: loss.item() for name, loss in model.loss(*batch()).items()}
+
+
+def take_views(module, inputs):
+    """What mmseg's DMNet does between two convolutions, and mmpretrain's VGG after the last one."""
+    (feature, ) = inputs
+    return feature.view(1, -1, *feature.shape[2:]).view(feature.shape)
+
+
+def test_a_teacher_that_takes_views_runs_in_the_plain_layout_and_says_so_once(monkeypatch):
+    said = []
+    monkeypatch.setattr('overhaul.distiller.print_log', lambda line, *_: said.append(line))
+    expected, model = losses_of(build_distiller()), build_distiller()
+    model.teacher.backbone.block2.register_forward_pre_hook(take_views)
+    assert losses_of(model) == losses_of(model) == pytest.approx(expected, rel=1e-4)
+    assert len(said) == 1 and 'it runs in that, and somewhat slower' in said[0]
+
+
+def test_another_error_of_the_teacher_is_raised():
+    model = build_distiller()
+    model.teacher.backbone.block2.register_forward_pre_hook(lambda *_: torch.ones(2) + torch.ones(3))
+    with pytest.raises(RuntimeError, match='size of tensor'):
+        model.loss(*batch())
+
+
+def test_a_compiled_step_leaves_the_layout_to_the_compiler():
+    expected, model = losses_of(build_distiller()), build_distiller()
+    model.teacher.backbone.block2.register_forward_pre_hook(take_views)
+    model.loss = torch.compile(model.loss, backend='eager')
+    assert losses_of(model) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_distance_that_takes_views_is_refused_with_what_to_do():
+    model = build_distiller()
+    model.distill_loss.forward = lambda student, teacher: (student.view(4, -1) - teacher.view(4, -1)).square().sum()
+    with pytest.raises(ValueError, match='Take reshape in the place of view'):
+        model.loss(*batch())

@@ -113,6 +113,11 @@ def test_variants_are_joined_by_no_line_and_their_names_lean():
     assert {(name.get_rotation(), name.get_ha()) for name in axes.get_xticklabels()} == {(30, 'right')}
 
 
+def test_one_budget_without_a_name_is_drawn():
+    (axes, ) = draw_budget({'alone': {'': [8.0, 10.0]}, 'distilled': {'': [4.0, 5.0]}}, '% error', 'labels').axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ['']
+
+
 def test_features_are_drawn_as_they_are(features):
     other = [feature._replace(student=feature.teacher) for feature in features]  # that has learnt everything
     figure = draw_features(features, other, channels=2)
