@@ -119,8 +119,8 @@ def _refusal(error: RuntimeError) -> str | None:
     if 'in-place operation' in str(error):
         return _IN_PLACE
     if 'view size is not compatible' in str(error):
-        return ('A connector or distance takes a view of a map, which channels-last memory, where maps are on a CPU, '
-                'does not allow. Take reshape in the place of view.')
+        return ('A connector or distance takes a view of a map that has none, being in channels-last memory, as on a '
+                'CPU or with --channels-last. Take reshape in the place of view.')
     if 'use_reentrant=True' in str(error):
         return ('A connector or distance is under gradient checkpointing, of a kind in which no gradient can be '
                 'computed at once. Set with_cp=False in it, or at_once=False in the model.')

@@ -221,13 +221,12 @@ class OverhaulDistiller(BaseModel):
 
         Call it without gradient.
         """
-        images = inputs if self.renormalize is None else self.renormalize(inputs)
-        if self._teacher_takes_views:
-            return self.teacher_taps.read(self.teacher, images)
+        plain = inputs if self.renormalize is None else self.renormalize(inputs)
+        images = plain if self._teacher_takes_views else quickest(plain)
         try:
-            return self.teacher_taps.read(self.teacher, quickest(images))
+            return self.teacher_taps.read(self.teacher, images)
         except RuntimeError as error:
-            if 'view size is not compatible' not in str(error):
+            if images is plain or 'view size is not compatible' not in str(error):
                 raise
         print_log("The teacher's code takes a view of a map that only the plain layout allows: it runs in that, and "
                   'somewhat slower.', 'current')

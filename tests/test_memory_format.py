@@ -59,6 +59,15 @@ def test_a_teacher_that_takes_views_runs_in_the_plain_layout_and_says_so_once(mo
     assert len(said) == 1 and 'it runs in that, and somewhat slower' in said[0]
 
 
+def test_where_the_layout_is_as_it_was_the_error_is_raised_and_nothing_said(monkeypatch):
+    monkeypatch.setattr('overhaul.distiller.print_log', lambda line, *_: pytest.fail(line))
+    monkeypatch.setattr('overhaul.distiller.quickest', lambda images: images)  # as on a GPU
+    model = build_distiller().to(memory_format=CHANNELS_LAST)
+    model.teacher.backbone.block2.register_forward_pre_hook(take_views)
+    with pytest.raises(RuntimeError, match='view size is not compatible'):
+        model.loss(*batch())
+
+
 def test_another_error_of_the_teacher_is_raised():
     model = build_distiller()
     model.teacher.backbone.block2.register_forward_pre_hook(lambda *_: torch.ones(2) + torch.ones(3))
