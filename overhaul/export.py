@@ -80,7 +80,8 @@ def export_student(
     load_weights(model, checkpoint)
     meta = dict(overhaul_version=__version__, dataset_meta=_dataset_meta(read_checkpoint(checkpoint), cfg))
 
-    own = sorted({type(module).__name__ for module in model.modules()} & MODELS.module_dict.keys())
+    of_overhaul = set(MODELS.module_dict.values())  # by class: another package may have one of the same name
+    own = sorted({type(module).__name__ for module in model.modules() if type(module) in of_overhaul})
     if own:
         imports = plain.get('custom_imports', {}).get('imports', [])
         plain.custom_imports = dict(imports=[*imports, 'overhaul.registry'], allow_failed_imports=False)
