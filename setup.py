@@ -39,6 +39,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['overhaul', 'overhaul.*']),
+    entry_points={'console_scripts': ['overhaul=overhaul.cli:main']},
     cmdclass={'build_py': BuildWithConfigs},
     package_data={'overhaul': ['py.typed', 'weights/*.pth']},
     install_requires=[

@@ -22,11 +22,11 @@ from mmengine.runner import Runner, set_random_seed
 from sklearn.datasets import load_sample_images
 from torch.nn import functional
 
-from overhaul import dry_run
-from overhaul.distiller import OverhaulDistiller
-from overhaul.probe import Strength, measure
+from overhaul.engine import dry_run
+from overhaul.files.settings import read_config
+from overhaul.method.distiller import OverhaulDistiller
+from overhaul.method.probe import Strength, measure
 from overhaul.registry import build
-from overhaul.settings import read_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 SEEDS = 3  # one for large images, which take minutes

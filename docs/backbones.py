@@ -25,12 +25,12 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from overhaul.distiller import OverhaulDistiller
-from overhaul.dry_run import RandomImages, without_downloads
-from overhaul.margins import NegativeMean
+from overhaul.engine.dry_run import RandomImages, without_downloads
+from overhaul.files.settings import model_of
+from overhaul.method.distiller import OverhaulDistiller
+from overhaul.method.margins import NegativeMean
+from overhaul.method.stages import find_stages
 from overhaul.registry import build
-from overhaul.settings import model_of
-from overhaul.stages import find_stages
 
 # Configs of mmpretrain whose networks take images of any size.
 CLASSIFIERS = [

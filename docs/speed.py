@@ -27,11 +27,11 @@ from mmengine.dataset import pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
-from overhaul import benchmark, malloc
 from overhaul.datasets import InMemory
-from overhaul.exact_resume import NumberedBatches, SeededDataset
+from overhaul.engine import benchmark, malloc
+from overhaul.engine.exact_resume import NumberedBatches, SeededDataset
+from overhaul.files.settings import read_config
 from overhaul.registry import DATASETS, MODELS
-from overhaul.settings import read_config
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/cifar100_wrn28_4_wrn16_2.py'
@@ -110,7 +110,7 @@ def start() -> None:
     for name, command in (
             ('`import overhaul`', ['-c', 'import overhaul']),
             ('`import torch, mmengine.runner`', ['-c', 'import torch, mmengine.runner']),
-            ('`import overhaul.distiller`', ['-c', 'import overhaul.distiller']),
+            ('`import overhaul.method.distiller`', ['-c', 'import overhaul.method.distiller']),
             ('`import mmpretrain.models`', ['-c', 'import mmpretrain.models']),
             ('`tools/train.py` on the digits with `--dry-run`, all of it', [
                 str(ROOT / 'tools/train.py'), str(DIGITS), '--dry-run'])):

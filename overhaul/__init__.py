@@ -2,18 +2,18 @@
 
 from importlib import import_module
 
-from overhaul import own_configs
+from overhaul.files import own_configs
 
 __version__ = '0.1.0'
 
 _PUBLIC = {
-    'OverhaulDistiller': 'distiller',
-    'MarginReLU': 'margins',
-    'margin_from_batch_norm': 'margins',
-    'ConvBNConnector': 'connectors',
-    'PartialL2Loss': 'losses',
-    'L2Loss': 'losses',
-    'partial_l2': 'losses',
+    'OverhaulDistiller': 'method.distiller',
+    'MarginReLU': 'method.margins',
+    'margin_from_batch_norm': 'method.margins',
+    'ConvBNConnector': 'method.connectors',
+    'PartialL2Loss': 'method.losses',
+    'L2Loss': 'method.losses',
+    'partial_l2': 'method.losses',
     'Digits': 'datasets',
     'DigitScenes': 'datasets',
 }

@@ -13,7 +13,6 @@ from mmengine import dist
 from overhaul.registry import explain
 
 _PACKAGE = Path(__file__).parent
-_OURS = {_PACKAGE, _PACKAGE.parent / 'tools'}
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 # The text with which torch raises an error of a worker again: its traceback, which ends in the last file and the error.
@@ -71,7 +70,7 @@ def _refusal(error: BaseException | None) -> str | None:
 
 
 def _is_ours(file: str) -> bool:
-    return not _OURS.isdisjoint(Path(file).parents)
+    return _PACKAGE in Path(file).parents
 
 
 def _symptom(error: Exception) -> str | None:

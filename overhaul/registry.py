@@ -32,13 +32,14 @@ def _child(parent: Registry, locations: list[str]) -> Registry:
 
 MODELS = _child(
     mmengine_registry.MODELS,
-    ['distiller', 'connectors', 'margins', 'losses', 'backbones', 'heads', 'batch_augmentation'])
-DATASETS = _child(mmengine_registry.DATASETS, ['datasets', 'dry_run'])
+    ['method.distiller', 'method.connectors', 'method.margins', 'method.losses', 'models.backbones', 'models.heads',
+     'datasets.batch_augmentation'])
+DATASETS = _child(mmengine_registry.DATASETS, ['datasets', 'engine.dry_run'])
 TRANSFORMS = _child(mmengine_registry.TRANSFORMS, ['datasets'])
-HOOKS = _child(mmengine_registry.HOOKS, ['hooks', 'dry_run', 'modes'])
-OPTIM_WRAPPERS = _child(mmengine_registry.OPTIM_WRAPPERS, ['modes'])
-METRICS = _child(mmengine_registry.METRICS, ['voc_submission'])
-PARAM_SCHEDULERS = _child(mmengine_registry.PARAM_SCHEDULERS, ['schedulers'])
+HOOKS = _child(mmengine_registry.HOOKS, ['engine.hooks', 'engine.dry_run', 'engine.modes'])
+OPTIM_WRAPPERS = _child(mmengine_registry.OPTIM_WRAPPERS, ['engine.modes'])
+METRICS = _child(mmengine_registry.METRICS, ['datasets.voc_submission'])
+PARAM_SCHEDULERS = _child(mmengine_registry.PARAM_SCHEDULERS, ['engine.schedulers'])
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

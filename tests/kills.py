@@ -29,8 +29,8 @@ from mmengine.config import Config
 from small_models import save_teacher, segmentor
 from tiny_data import write_voc
 
-from overhaul.checkpoints import latest_checkpoint, read_checkpoint
-from overhaul.settings import read_config
+from overhaul.files.checkpoints import latest_checkpoint, read_checkpoint
+from overhaul.files.settings import read_config
 
 ROOT = Path(__file__).parents[1]
 

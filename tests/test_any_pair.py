@@ -5,7 +5,7 @@ import torch
 from small_models import batch, build_distiller, save_teacher, wide_resnet
 from torch.nn import functional
 
-from overhaul.losses import partial_l2
+from overhaul.method.losses import partial_l2
 from overhaul.registry import MODELS
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from test_tools import CONFIG, QUICK, ROOT, TEACHER, run_in_process
 from tiny_data import write_cifar100, write_imagenet, write_voc
 
-from overhaul.checkpoints import read_checkpoint
+from overhaul.files.checkpoints import read_checkpoint
 
 EARLIER = 'work_dirs/earlier/iter_12.pth'
 

@@ -18,11 +18,11 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from tiny_data import write_cifar100, write_imagenet, write_voc
 
-from overhaul import dry_run
-from overhaul.checkpoints import to_model_keys
 from overhaul.datasets import CIFAR100
+from overhaul.engine import dry_run
+from overhaul.files.checkpoints import to_model_keys
+from overhaul.files.settings import read_config
 from overhaul.registry import build
-from overhaul.settings import read_config
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = {path.stem: path for path in sorted((REPOSITORY / 'configs').glob('*.py'))}

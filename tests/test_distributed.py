@@ -19,8 +19,9 @@ from mmengine.runner import Runner
 from small_models import batch, build_distiller, runner, sgd
 from torch import nn
 
-from overhaul import compat, same_start
-from overhaul.checkpoints import read_checkpoint
+from overhaul import compat
+from overhaul.engine import same_start
+from overhaul.files.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / 'tools'

@@ -19,7 +19,7 @@ from PIL import Image
 from small_models import build_model
 from tiny_data import write_imagenet
 
-from overhaul.settings import model_of
+from overhaul.files.settings import model_of
 
 ROOT = Path(__file__).parents[1]
 DIGITS, SCENES = 'configs/digits_wrn16_2_wrn10_1.py', 'configs/digitscenes_r34_r18.py'
@@ -183,5 +183,5 @@ def test_the_api_reference_builds_without_a_warning(tmp_path):
     assert (tmp_path / 'index.html').is_file()
     for module in (path.stem for path in (ROOT / 'overhaul').glob('[a-z]*.py')):
         assert (tmp_path / f'overhaul/{module}.html').is_file(), module
-    page = (tmp_path / 'overhaul/distiller.html').read_text()
+    page = (tmp_path / 'overhaul/method/distiller.html').read_text()
     assert 'teacher_checkpoint' in page and ':func:' not in re.sub(r'<pre>.*?</pre>', '', page, flags=re.DOTALL)

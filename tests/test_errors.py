@@ -5,8 +5,8 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.visualization import TensorboardVisBackend
 
 from overhaul.errors import one_paragraph_errors
+from overhaul.files.settings import read_config
 from overhaul.registry import MODELS
-from overhaul.settings import read_config
 
 
 def refuse():

@@ -12,9 +12,9 @@ from mmengine.config import DictAction
 from mmengine.registry import DefaultScope
 from scipy import stats
 
-from overhaul.logs import read_results
+from overhaul.files.settings import read_config
 from overhaul.registry import MODELS
-from overhaul.settings import read_config
+from overhaul.reports.logs import read_results
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / 'docs/evidence.md').read_text()

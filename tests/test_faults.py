@@ -14,8 +14,8 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from overhaul.checkpoints import read_checkpoint
 from overhaul.errors import one_paragraph_errors
+from overhaul.files.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TEACHER = ROOT / 'overhaul/weights/digits_wrn16_2.pth'

@@ -1,4 +1,5 @@
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -12,7 +13,9 @@ from overhaul import registry
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'overhaul'
-METHOD = {'losses', 'margins', 'connectors', 'taps', 'checkpoints'}
+# From the top floor down, the rooms and single modules of the package; '' is the package itself.
+FLOORS = [['__main__'], ['cli'], ['commands'], ['engine'], ['reports'], ['method'], ['files'],
+          ['tasks', 'models', 'datasets'], ['errors', ''], ['registry'], ['compat']]
 
 
 def module_name(path):
@@ -32,7 +35,7 @@ def imports(name):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f'{name} imports relatively'
             members = {f'{node.module}.{alias.name}' for alias in node.names}
-            # `from overhaul import compat` takes a module, `from overhaul.taps import Taps` a name of one.
+            # `from overhaul import compat` takes a module, `from overhaul.method.taps import Taps` a name of one.
             found |= (members & MODULES.keys()) or {node.module}
     return {module for module in found & MODULES.keys() if module != name}
 
@@ -51,23 +54,31 @@ def run_fresh(script):
         [sys.executable, '-W', 'ignore', '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+def room_of(name):
+    """The room of a module: the part of its name behind `overhaul`, or the package itself."""
+    return (name.split('.') + [''])[1]
+
+
+def test_imports_go_down_the_floors_only():
+    floors = {room: height for height, rooms in enumerate(reversed(FLOORS)) for room in rooms}
+    assert {room_of(name) for name in MODULES} == floors.keys()
+    up = [
+        f'{name} imports {module}' for name in MODULES if name != 'overhaul' for module in imports(name)
+        if room_of(name) != room_of(module) and floors[room_of(name)] <= floors[room_of(module)]]
+    assert not up
+
+
 def test_the_parts_of_the_method_know_neither_each_other_nor_what_uses_them():
-    for part in METHOD:
-        assert imports(f'overhaul.{part}') <= {'overhaul.registry', 'overhaul.compat', 'overhaul.memory_format'}, part
-    assert imports('overhaul.registry') == {'overhaul.compat'}
-    assert not imports('overhaul.compat') | imports('overhaul.memory_format')
+    for part in ('losses', 'margins', 'connectors', 'taps'):
+        assert imports(f'overhaul.method.{part}') <= {'overhaul.registry', 'overhaul.method.memory_format'}, part
 
 
-@pytest.mark.parametrize('package', ['backbones', 'heads'])
-def test_networks_know_nothing_of_distillation(package):
-    for name in MODULES:
-        if name.startswith(f'overhaul.{package}'):
-            allowed = {module for module in MODULES if module.startswith(f'overhaul.{package}')}
-            assert imports(name) <= allowed | {'overhaul.registry', 'overhaul.compat'}, name
+def test_the_docstring_of_the_method_names_all_its_files_in_the_order_of_reading():
+    listed = re.findall(r'^\d+\. ``(\w+)``', ast.get_docstring(MODULES['overhaul.method']), re.MULTILINE)
+    assert sorted(listed) == sorted(path.stem for path in (PACKAGE / 'method').glob('[!_]*.py'))
 
 
-def test_the_distiller_uses_the_parts_and_nothing_imports_in_a_circle():
-    assert {'overhaul.taps', 'overhaul.checkpoints', 'overhaul.registry'} <= imports('overhaul.distiller')
+def test_nothing_imports_in_a_circle():
     TopologicalSorter({name: imports(name) for name in MODULES}).prepare()  # raises on a circle
 
 
@@ -75,7 +86,7 @@ def test_every_public_name_resolves():
     assert len(overhaul.__all__) == len(set(overhaul.__all__)) > 5
     for name in overhaul.__all__:
         assert getattr(overhaul, name) is not None
-    assert overhaul.partial_l2 is import_module('overhaul.losses').partial_l2
+    assert overhaul.partial_l2 is import_module('overhaul.method.losses').partial_l2
     with pytest.raises(AttributeError, match="module 'overhaul' has no attribute 'Distiller'"):
         overhaul.Distiller  # noqa: B018
 

@@ -9,10 +9,10 @@ import mmengine
 import pytest
 from mmengine.runner import Runner
 
-from overhaul.checkpoints import load_weights
-from overhaul.hooks.summary import count_parameters, main_metric
+from overhaul.engine.hooks.summary import count_parameters, main_metric
+from overhaul.files.checkpoints import load_weights
+from overhaul.files.settings import read_config, student_only
 from overhaul.registry import build
-from overhaul.settings import read_config, student_only
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {path.stem: path for path in sorted((ROOT / 'configs').glob('*.py'))}

@@ -10,10 +10,10 @@ import torch
 from mmengine.optim import OptimWrapper
 from small_models import CLASSES, batch, build_distiller, save_teacher, wide_resnet
 
-from overhaul.checkpoints import read_checkpoint
 from overhaul.datasets import Digits
+from overhaul.files.checkpoints import read_checkpoint
+from overhaul.files.settings import read_config, student_only
 from overhaul.registry import MODELS
-from overhaul.settings import read_config, student_only
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """

@@ -13,11 +13,11 @@ from scipy.stats import norm, truncnorm
 from small_models import batch, build_distiller, runner, save_teacher, segmentation_batch, segmentor, sgd, wide_resnet
 from torch import nn
 
-from overhaul.hooks import CalibrateHook
-from overhaul.losses import partial_l2
-from overhaul.margins import margin_from_batch_norm
-from overhaul.modes import ChannelsLastHook, CompileHook
-from overhaul.taps import Taps
+from overhaul.engine.hooks import CalibrateHook
+from overhaul.engine.modes import ChannelsLastHook, CompileHook
+from overhaul.method.losses import partial_l2
+from overhaul.method.margins import margin_from_batch_norm
+from overhaul.method.taps import Taps
 
 settings.register_profile('same', derandomize=True, deadline=None, database=None, max_examples=100,
                           suppress_health_check=[HealthCheck.too_slow])

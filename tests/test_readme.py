@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overhaul import own_configs
+from overhaul.files import own_configs
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(page.relative_to(ROOT)): page.read_text()
@@ -40,8 +40,8 @@ def parse(tool, arguments):
     """Let a tool read its command line, and no more."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', [tool, *arguments])
-        patch.syspath_prepend(str(ROOT / 'tools'))
-        return runpy.run_path(str(ROOT / 'tools' / tool))['parse_arguments']()
+        command = runpy.run_path(str(ROOT / 'tools' / tool))['main'].__module__
+        return sys.modules[command].parse_arguments()
 
 
 @pytest.mark.parametrize('command', COMMANDS, ids=' '.join)

@@ -11,7 +11,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from test_tools import CONFIG, QUICK, run_in_process
 
-from overhaul.checkpoints import read_checkpoint
+from overhaul.files.checkpoints import read_checkpoint
 
 DOORS = {
     'teacher_checkpoint': ('train.py', [], ['model.teacher_checkpoint={}']),

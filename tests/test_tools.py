@@ -15,7 +15,7 @@ import pytest
 import torch
 from mmengine.hooks import RuntimeInfoHook
 
-from overhaul.checkpoints import read_checkpoint
+from overhaul.files.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / 'configs/digits_wrn16_2_wrn10_1.py')

@@ -1,39 +1,6 @@
-"""Write the student of a training so that plain mmpretrain or mmseg loads it, and as an ONNX graph if wanted.
+"""The command `overhaul export`, in a clone."""
 
-    python tools/export_student.py configs/voc_r101_r18_mmseg.py work_dirs/voc_r101_r18_mmseg/epoch_50.pth student.pth
-
-writes the weights to student.pth and the config to student.py. The ONNX graph takes images that are normalised already,
-any number of them, and for segmentation of any size.
-"""
-
-from __future__ import annotations
-
-import argparse
-
-from overhaul.errors import one_paragraph_errors
-from overhaul.export import export_student
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file that the checkpoint was trained with')
-    parser.add_argument('checkpoint', help='checkpoint of the distillation, or of the student alone')
-    parser.add_argument('out', metavar='OUT.pth', help='weights to write; the config goes to OUT.py')
-    parser.add_argument('--onnx', metavar='OUT.onnx', help='write this graph as well')
-    parser.add_argument(
-        '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
-        help="of a classifier's images in the graph; default: input_size of the config")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Export."""
-    arguments = parse_arguments()
-    with one_paragraph_errors():
-        print(export_student(
-            arguments.config, arguments.checkpoint, arguments.out, arguments.onnx, arguments.size))
-
+from overhaul.commands.export import main
 
 if __name__ == '__main__':
     main()

@@ -13,7 +13,7 @@ from overhaul.registry import DATASETS
 class InMemory(Dataset):
     """Images (3, H, W) of one size with a label each, which go through the pipeline of ``dataset`` only once.
 
-    For a pipeline without randomness; :class:`overhaul.batch_augmentation.CropFlipPreprocessor` brings it back.
+    For a pipeline without randomness; :class:`CropFlipPreprocessor` brings it back.
 
     Args:
         dataset: Config of a dataset for classification.

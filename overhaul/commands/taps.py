@@ -1,0 +1,118 @@
+"""List where the features of a network can be tapped, and pair a teacher's with a student's.
+
+    overhaul taps configs/imagenet_r50_mobilenet.py
+    overhaul taps mmpretrain::resnet/resnet50_8xb32_in1k.py mmpretrain::vgg/vgg11bn_8xb32_in1k.py
+
+The first takes teacher and student from the config of a distillation, the second from the configs that train the one
+and the other. The last lines are to be pasted into a config.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from fractions import Fraction
+
+from mmengine.logging import MMLogger
+from torch import nn
+
+from overhaul.engine.dry_run import without_downloads
+from overhaul.errors import one_paragraph_errors
+from overhaul.files.checkpoints import load_weights
+from overhaul.files.settings import model_of
+from overhaul.method.margins import margin_from_batch_norm
+from overhaul.method.stages import auto_taps, find_stages, head_taps
+from overhaul.method.taps import Tap, Taps
+from overhaul.registry import build
+
+
+def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line: that of the process by default."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config of a distillation, or one of mmpretrain or mmseg that trains a network')
+    parser.add_argument('student', nargs='?', help="the student's config, where the first is the teacher's")
+    parser.add_argument(
+        '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
+        help='of the image; default: input_size of the distillation, or 224 224')
+    arguments = parser.parse_args(command_line)
+    if arguments.size and min(arguments.size) < 1:
+        parser.error('argument --size: give a height and a width of 1 or more')
+    return arguments
+
+
+def networks(config: str, student: str | None) -> tuple[dict[str, nn.Module], str, dict]:
+    """Return the models by what they are, a line on the weights of the first, and the config of the distillation."""
+    cfg = model_of(config)
+    if student is not None:
+        parts = {'teacher': cfg, 'student': model_of(student)}
+    elif 'teacher' in cfg:
+        parts = {name: {'_scope_': cfg['_scope_'], **model_of(cfg[name])} for name in ('teacher', 'student')}
+    else:
+        parts = {'network': cfg}
+    models = {}
+    for name, part in parts.items():
+        without_downloads(part)
+        models[name] = build(part, name)
+    return models, _load(models, cfg.get('teacher_checkpoint')), cfg
+
+
+def _load(models: dict[str, nn.Module], checkpoint: str | None) -> str:
+    initial = 'Margins are those of initial weights'
+    if checkpoint is None:
+        return f'{initial}: the config names no teacher_checkpoint.'
+    try:
+        load_weights(models['teacher'], checkpoint)
+    except FileNotFoundError as error:
+        return f"{initial}, since the teacher's are not here. {error}"
+    return f'Margins of the teacher are those of {checkpoint}, margins of the student those of initial weights.'
+
+
+def table(model: nn.Module, owner: str, size: tuple[int, int]) -> str:
+    """Return a row for each tap of ``model``: the stages of its backbone, and those of a head of the paper."""
+    stages = [stage.path for stage in find_stages(model, size)]
+    heads = [tap['teacher'] for tap in head_taps(model, model)]
+    taps = Taps(model, stages + heads, owner)
+    taps.dry_run(model, size, stop_after_last=False)
+    rows = [('tap', 'stage', 'channels', 'stride', 'size', 'margin from', 'margin')]
+    for i, tap in enumerate(taps):
+        rows.append((
+            tap.path, str(i + 1) if i < len(stages) else 'head', str(tap.channels), str(round(size[0] / tap.size[0])),
+            '{}x{}'.format(*tap.size), tap.norm_path or 'data', _margin_range(model, tap)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _margin_range(model: nn.Module, tap: Tap) -> str:
+    if tap.norm_path is None:
+        return 'estimated by overhaul.CalibrateHook'
+    norm = model.get_submodule(tap.norm_path)
+    margin = margin_from_batch_norm(norm.weight, norm.bias)
+    return f'{margin.min():.3f} to {margin.max():.3f}'
+
+
+def block(taps: Sequence[dict]) -> str:
+    """Return ``taps`` as the lines of a config."""
+    lines = ['    taps=[']
+    for tap in taps:
+        paths = f"teacher='{tap['teacher']}', student='{tap['student']}',"
+        weight = f'loss_weight={Fraction(tap["loss_weight"])}'.replace('/', ' / ')
+        line = f'        dict({paths} {weight}),'
+        lines += [line] if len(line) <= 120 else ['        dict(', f'            {paths}', f'            {weight}),']
+    return '\n'.join([*lines, '    ],'])
+
+
+def main(command_line: Sequence[str] | None = None) -> None:
+    """List."""
+    arguments = parse_arguments(command_line)
+    MMLogger.get_instance('list_taps', log_level='WARNING')
+    with one_paragraph_errors():
+        models, weights, cfg = networks(arguments.config, arguments.student)
+        size = tuple(arguments.size or cfg.get('input_size', (224, 224)))
+        tables = [
+            f'\n{name.capitalize()}, {type(model.backbone).__name__}:\n{table(model, name, size)}'
+            for name, model in models.items()]
+        print('Images of {}x{}. '.format(*size) + weights, *tables, sep='\n')
+        pair = models if 'student' in models else dict(teacher=models['network'], student=models['network'])
+        taps = auto_taps(**pair, input_size=size, match_sizes=cfg.get('match_sizes', False))
+        print('\nFor the config' + ('' if 'student' in models else ' of a teacher and a student of this kind')
+              + f':\n\n{block(taps)}')

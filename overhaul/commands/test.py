@@ -1,0 +1,84 @@
+"""Test the student of a config, or its teacher, on the test data."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+
+from overhaul import compat
+from overhaul.datasets import voc_submission
+from overhaul.engine.hooks.runner import bare_model
+from overhaul.errors import one_paragraph_errors
+from overhaul.files.checkpoints import load_weights
+from overhaul.files.settings import Overrides, read_config, student_only, teacher_only
+from overhaul.tasks.results import headline
+
+
+def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line: that of the process by default."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file, as configs/digits_wrn16_2_wrn10_1.py')
+    parser.add_argument('checkpoint', nargs='?', help='weights of the student; not needed with --teacher')
+    parser.add_argument('--teacher', action='store_true', help='test the teacher, with its teacher_checkpoint')
+    parser.add_argument('--work-dir', help='where logs go; default: work_dirs/<name of the config>')
+    parser.add_argument(
+        '--tta', action='store_true', help='augment at test time, by the tta_model and tta_pipeline of the config')
+    parser.add_argument(
+        '--voc-submission', metavar='DIR',
+        help='segment the test set of Pascal VOC instead, and write DIR/results.tgz for its evaluation server')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--cfg-options', nargs='+', action=Overrides, metavar='KEY=VALUE')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_intermixed_args(command_line)  # CHECKPOINT may come after the options too
+    if not arguments.teacher and arguments.checkpoint is None:
+        parser.error('name the CHECKPOINT to test, or give --teacher')
+    return arguments
+
+
+def augment(cfg: Config) -> None:
+    """Make the config test each image in several variants, as ``--tta`` of mmpretrain and mmseg does."""
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    if missing:
+        raise ValueError(
+            f'--tta needs {" and ".join(missing)} in the config, as the base configs of mmseg have them, for example '
+            'tta_model=dict(type="mmpretrain.AverageClsScoreTTA") and a tta_pipeline that ends in a TestTimeAug.')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def main(command_line: Sequence[str] | None = None) -> None:
+    """Test."""
+    test(parse_arguments(command_line))
+    compat.leave_launcher()
+
+
+def test(arguments: argparse.Namespace) -> None:
+    """Test as the command line has it."""
+    with one_paragraph_errors():
+        cfg = read_config(arguments.config, arguments.cfg_options)
+        cfg.launcher = arguments.launcher
+        cfg.work_dir = arguments.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(arguments.config).stem}'
+        checkpoint, part = arguments.checkpoint, 'Model'
+        if arguments.teacher:
+            checkpoint = checkpoint or cfg.model.get('teacher_checkpoint')
+            if checkpoint is None:
+                raise ValueError('The config names no teacher_checkpoint. Give the file as CHECKPOINT.')
+            cfg.model, part = teacher_only(cfg), 'Teacher'
+        elif 'student' in cfg.model:
+            cfg.model, part = student_only(cfg), 'Student'
+        if arguments.tta:
+            augment(cfg)
+        if arguments.voc_submission is not None:
+            voc_submission.prepare(cfg, arguments.voc_submission)
+        cfg.custom_hooks = []
+        compat.prepare_launcher(cfg)
+        runner = Runner.from_cfg(cfg)
+        model = bare_model(runner)
+        load_weights(model.module if arguments.tta else model, checkpoint)
+        metrics = runner.test()
+        if arguments.voc_submission is None:
+            runner.logger.info(f'{part}: {headline(metrics)}')

@@ -1,0 +1,103 @@
+"""Train the model of a config: a distillation, its student alone, or a plain mmpretrain or mmseg model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.device import is_cuda_available
+from mmengine.runner import Runner
+
+from overhaul import compat
+from overhaul.engine import dry_run, exact_resume, malloc, modes, same_start
+from overhaul.engine.hooks.runner import bare_model
+from overhaul.errors import one_paragraph_errors
+from overhaul.files.checkpoints import check_resumable, latest_checkpoint, read_checkpoint
+from overhaul.files.settings import Overrides, read_config, student_only
+
+
+def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line: that of the process by default."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file, as configs/digits_wrn16_2_wrn10_1.py')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go; default: work_dirs/<name of the config>')
+    parser.add_argument(
+        '--student-only', action='store_true', help='train the student on the same schedule without a teacher')
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        '--resume', nargs='?', const='auto', metavar='PATH',
+        help='go on from the latest checkpoint of the work directory, or from PATH')
+    start.add_argument(
+        '--dry-run', action='store_true',
+        help='try the config: two training steps and one validation step on random data, without dataset and teacher')
+    parser.add_argument(
+        '--amp', action='store_true', help='compute in bfloat16 where that does no harm, on a GPU or CPU')
+    parser.add_argument('--channels-last', action='store_true', help='keep features and convolutions channels last')
+    parser.add_argument('--compile', action='store_true', help='compile the losses; the first step takes minutes')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=Overrides, metavar='KEY=VALUE',
+        help='override parts of the config, as model.distill_loss.loss_weight=1e-2 randomness.seed=1')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(command_line)
+
+
+def prepare_config(arguments: argparse.Namespace) -> Config:
+    """Return the config with the command line merged in."""
+    cfg = read_config(arguments.config, arguments.cfg_options)
+    cfg.launcher = arguments.launcher
+    name = Path(arguments.config).stem
+    if arguments.dry_run:
+        dry_run.prepare(cfg)
+    if arguments.student_only:
+        cfg.model = student_only(cfg)
+        name += '_student_only'
+    asked_for = {'bfloat16': arguments.amp, 'channels_last': arguments.channels_last, 'compile': arguments.compile}
+    modes.turn_on(cfg, [mode for mode, wanted in asked_for.items() if wanted])
+    cfg.work_dir = arguments.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
+    resume = arguments.resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto'))
+    if resume:
+        cfg.load_from = latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+        cfg.resume = cfg.load_from is not None
+    return cfg
+
+
+def check_start(runner: Runner, cfg: Config) -> None:
+    """Read the checkpoint that the training starts from, if there is one, and refuse it where it is of no use."""
+    source = cfg.get('load_from')
+    if source and cfg.get('resume'):
+        check_resumable(bare_model(runner), source)
+    elif source:
+        read_checkpoint(source)
+
+
+def main(command_line: Sequence[str] | None = None) -> None:
+    """Train."""
+    train(parse_arguments(command_line))
+    compat.leave_launcher()
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train as the command line has it."""
+    os.environ.setdefault('LOCAL_RANK', str(arguments.local_rank))
+    with one_paragraph_errors():
+        cfg = prepare_config(arguments)
+        compat.prepare_launcher(cfg)
+        if not is_cuda_available():
+            malloc.keep_freed()
+        with tempfile.TemporaryDirectory() as scratch:
+            if arguments.dry_run:
+                cfg.work_dir = scratch
+            runner = Runner.from_cfg(cfg)
+            check_start(runner, cfg)
+            if arguments.resume and not cfg.resume:
+                runner.logger.info(f'No checkpoint to resume in {cfg.work_dir}: the training begins anew.')
+            compat.never_run_checkpoints(runner)
+            compat.never_change_rate(runner)
+            exact_resume.prepare(runner)
+            same_start.prepare(runner)
+            runner.train()

@@ -1,0 +1,258 @@
+"""What distillation costs: seconds and memory of a training step, beside what no distillation can leave out."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import multiprocessing
+import platform
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from overhaul.engine import dry_run, malloc, modes
+from overhaul.files.settings import student_only, teacher_only
+from overhaul.registry import DATASETS, MODELS
+
+FLOOR, STUDENT = 'floor', 'student'
+MODES = ('eager', 'channels_last', 'bfloat16', 'bfloat16+channels_last', 'compile', 'compile+bfloat16+channels_last')
+_WARM_UP = 3
+
+
+def measure(
+        cfg: Config, batch_size: int, device: str, rounds: int, chosen: Sequence[str] = MODES,
+        progress: Callable[[str], None] = print) -> dict:
+    """Measure training steps of a distillation on random images in the shapes of its config.
+
+    The variants, each with models and an optimizer of its own, and each from a batch of uint8 images in CPU memory to
+    updated weights:
+
+    * ``floor``, what no distillation with this teacher can leave out, in float32: the teacher's whole forward pass with
+      its batch norms in train mode and without gradient; the student's forward pass, task loss, backward pass and
+      update. Plain PyTorch, no distillation at all.
+    * ``student``: mmengine's training step of the student alone.
+    * Overhaul, in each of ``chosen``: the training step of the config's model, as the runner takes it.
+
+    Speed: after a warm-up all variants take turns in this process, in an order that is shuffled in each round, so that
+    whatever else slows the machine down meets all alike. The ratio to the floor is taken within a round. With a single
+    thread on a CPU the seconds are those of the processor, which do not count while it runs other programs.
+
+    Memory: each variant takes its steps in a fresh process. On a GPU it is the peak of torch's allocator. On a CPU it
+    is what the peak of resident memory adds, during the steps, to what was resident when the models had been built,
+    while freed memory is given back: what is in use at a time. A training keeps it and takes somewhat more. With
+    compilation it is left out, since the compiler's own memory would be in it.
+
+    Args:
+        cfg: Config of a distillation. Not changed.
+        batch_size: Images per step.
+        device: ``'cpu'`` or ``'cuda'``.
+        rounds: Turns of each variant: one step each on a CPU, ten on a GPU.
+        chosen: Modes, each some of :data:`MODES` joined by ``+``, or ``'eager'``, none of them.
+        progress: Is told what is going on.
+
+    Returns:
+        Plain data: the setting, and per variant either ``failed``, why it does not work here, or ``seconds`` (per step,
+        one number per round), ``images_per_second`` (median), ``ratio`` to the floor (median and quartiles),
+        ``memory`` in bytes, and ``memory_ratio`` to the floor.
+
+    Raises:
+        ValueError: If the config is no distillation; if a mode is unknown; if the device is not there.
+    """
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('torch sees no GPU here. Measure with --device cpu, or install a torch with CUDA.')
+    student_only(cfg), teacher_only(cfg)  # refuse what is no distillation
+    for mode in chosen:
+        modes.turn_on(copy.deepcopy(cfg), parts(mode))
+    if device == 'cpu':
+        malloc.keep_freed()  # as a training does
+    steps, variants = {}, {}
+    for name in (FLOOR, STUDENT, *chosen):
+        progress(f'{name}: building and warming up')
+        try:
+            step = build_step(cfg, name, batch_size, device)
+            for _ in range(_WARM_UP):
+                step()
+            steps[name], variants[name] = step, {}
+        except Exception as error:  # whatever a compiler or a device lacks
+            if name in (FLOOR, STUDENT, 'eager'):
+                raise
+            variants[name] = {'failed': _first_sentence(error)}
+    for name, seconds in _take_turns(steps, rounds, device).items():
+        variants[name] = {'seconds': seconds, 'images_per_second': batch_size / float(np.median(seconds))}
+    steps.clear()
+    for name, variant in variants.items():
+        if 'failed' in variant:
+            continue
+        variant['ratio'] = quartiles(np.divide(variant['seconds'], variants[FLOOR]['seconds']))
+        if device == 'cuda' or 'compile' not in name:
+            progress(f'{name}: memory')
+            variant['memory'] = _in_fresh_process(memory, cfg, name, batch_size, device)
+            variant['memory_ratio'] = variant['memory'] / variants[FLOOR]['memory']
+    return {'setting': _setting(cfg, batch_size, device, rounds), 'variants': variants}
+
+
+def parts(mode: str) -> list[str]:
+    """Return the modes that the name of a variant joins, none for ``'eager'``."""
+    return [] if mode == 'eager' else mode.split('+')
+
+
+def build_step(cfg: Config, variant: str, batch_size: int, device: str) -> Callable[[], None]:
+    """Return a function that takes one training step of ``variant`` with ``batch_size`` random images."""
+    cfg = copy.deepcopy(cfg)
+    cfg.train_dataloader.batch_size = batch_size
+    dry_run.prepare(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    if 'data_preprocessor' in cfg:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    images = DATASETS.build(cfg.train_dataloader.dataset)
+    batch = pseudo_collate([images[i] for i in range(batch_size)])
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    MMLogger.get_instance('benchmark', log_level='WARNING')  # or there is a line for each weight that is initialised
+    if variant == FLOOR:
+        return _floor_step(cfg, batch, device)
+    if variant == STUDENT:
+        cfg.model = student_only(cfg)
+    else:
+        modes.turn_on(cfg, parts(variant))
+    model = _build(cfg.model, device)
+    if 'channels_last' in variant:
+        model.to(memory_format=torch.channels_last)
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    if 'compile' in variant:
+        modes.compile_losses(model)
+    return lambda: model.train_step(batch, optim_wrapper)
+
+
+def _floor_step(cfg: Config, batch: dict, device: str) -> Callable[[], None]:
+    teacher, student = _build(teacher_only(cfg), device), _build(student_only(cfg), device)
+    optimizer = build_optim_wrapper(student, cfg.optim_wrapper).optimizer
+
+    def step() -> None:
+        data = student.data_preprocessor(batch, True)
+        with torch.no_grad():
+            teacher(data['inputs'], mode='tensor')
+        losses = student(**data, mode='loss')
+        sum(loss for name, loss in losses.items() if 'loss' in name).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _build(model_cfg: dict, device: str) -> nn.Module:
+    model = MODELS.build(model_cfg)
+    model.init_weights()
+    model.to(device)
+    model.train()
+    return model
+
+
+def _take_turns(steps: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Return the seconds per step of each variant, one number per round."""
+    at_once = 10 if device == 'cuda' else 1  # a single step on a GPU is mostly launching
+    alone = device == 'cpu' and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    seconds = {name: [] for name in steps}
+    order, shuffled = list(steps), random.Random(0)
+    for _ in range(rounds):
+        shuffled.shuffle(order)
+        for name in order:
+            _wait(device)
+            start = clock()
+            for _ in range(at_once):
+                steps[name]()
+            _wait(device)
+            seconds[name].append((clock() - start) / at_once)
+    return seconds
+
+
+def _wait(device: str) -> None:
+    if device == 'cuda':
+        torch.cuda.synchronize()
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Return the median and the quartiles of ``values``."""
+    first, median, third = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return {'median': median, 'first_quartile': first, 'third_quartile': third}
+
+
+def memory(cfg: Config, variant: str, batch_size: int, device: str) -> int:
+    """Return the bytes that the training steps of ``variant`` take, see :func:`measure`. For a fresh process."""
+    step = build_step(cfg, variant, batch_size, device)
+    gc.collect()
+    if device == 'cuda':
+        for _ in range(_WARM_UP):
+            step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated()
+    malloc.give_back_freed()  # also what building left behind, which would take some of the growth in
+    Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
+    before = _resident('VmRSS')
+    for _ in range(_WARM_UP):
+        step()
+    return _resident('VmHWM') - before
+
+
+def _resident(field: str) -> int:
+    status = Path('/proc/self/status').read_text()
+    return int(re.search(rf'{field}:\s+(\d+) kB', status)[1]) * 1024
+
+
+def _in_fresh_process(function: Callable, *arguments: object) -> object:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ['']
+    return f'{type(error).__name__}: {lines[0]}'
+
+
+def _setting(cfg: Config, batch_size: int, device: str, rounds: int) -> dict:
+    prepared = copy.deepcopy(cfg)
+    dry_run.prepare(prepared)
+    return {
+        'batch_size': batch_size, 'image_size': list(prepared.train_dataloader.dataset.size), 'rounds': rounds,
+        'device': torch.cuda.get_device_name() if device == 'cuda' else _processor(),
+        'threads': torch.get_num_threads(), 'torch': torch.__version__, 'python': platform.python_version()}
+
+
+def _processor() -> str:
+    information = Path('/proc/cpuinfo')
+    found = re.search(r'model name\s*: (.+)', information.read_text()) if information.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def table(result: dict) -> str:
+    """Return what :func:`measure` found, one line per variant."""
+    setting = result['setting']
+    lines = [
+        '{device}, {threads} threads, torch {torch}, float32 but where said; batch {batch_size} of {size}, '
+        '{rounds} rounds'.format(size='x'.join(map(str, setting['image_size'])), **setting),
+        f'{"variant":32}{"ms/step":>9}{"images/s":>10}  {"time / floor (quartiles)":26}{"memory MiB":>10}'
+        f'{"/ floor":>9}']
+    for name, variant in result['variants'].items():
+        if 'failed' in variant:
+            lines.append(f'{name:32}does not work here: {variant["failed"]}')
+            continue
+        ratio = '{median:.3f} ({first_quartile:.3f} to {third_quartile:.3f})'.format(**variant['ratio'])
+        line = (f'{name:32}{1000 * float(np.median(variant["seconds"])):9.1f}{variant["images_per_second"]:10.1f}  '
+                f'{ratio:26}')
+        if 'memory' in variant:
+            line += f'{variant["memory"] / 2**20:10.0f}{variant["memory_ratio"]:9.3f}'
+        lines.append(line)
+    return '\n'.join(lines)

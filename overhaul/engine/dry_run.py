@@ -1,0 +1,150 @@
+"""A config tried out on random data: no dataset, no teacher file, nothing written."""
+
+from __future__ import annotations
+
+import resource
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from torch.utils.data import Dataset
+
+from overhaul.files.settings import model_of
+from overhaul.registry import DATASETS, HOOKS
+
+_STEPS = 2
+
+
+def prepare(cfg: Config) -> None:
+    """Edit a training config so that it runs two training steps and one validation step on random data.
+
+    Batches have the size that the config says. Images have that of ``model.input_size``; else that which the data
+    preprocessor fills them up to; else that which the last transform of the training data with a ``scale``,
+    ``crop_size`` or ``size`` gives them; else 224x224.
+    """
+    for part in cfg.model.keys() & {'teacher', 'student'}:
+        cfg.model[part] = ConfigDict(model_of(cfg.model[part]))
+    preprocessors = [
+        part['data_preprocessor'] for part in (cfg, cfg.model, cfg.model.get('student'))
+        if part and (part.get('data_preprocessor') or {}).get('size')]
+    told = [*_sizes(cfg.train_dataloader.dataset), *(part['size'] for part in reversed(preprocessors))]
+    size = cfg.model.get('input_size') or (told[-1] if told else 224)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    for part in preprocessors:
+        part['size'] = size  # what mmseg fills images up to
+    student = cfg.model.get('student', cfg.model)
+    segmentation = 'decode_head' in student
+    num_classes = student['decode_head' if segmentation else 'head']['num_classes']
+    without_downloads(cfg.model)
+    if 'teacher_checkpoint' in cfg.model:
+        if cfg.model.teacher_checkpoint is not None:
+            warnings.filterwarnings('ignore', message='The teacher has no teacher_checkpoint')  # it has, elsewhere
+        cfg.model.teacher_checkpoint = None
+    cfg.load_from, cfg.resume = None, False
+
+    data = dict(type='overhaul.RandomImages', size=size, num_classes=num_classes, segmentation=segmentation)
+    for loader, batches in ((cfg.train_dataloader, _STEPS), (cfg.get('val_dataloader'), 1)):
+        if loader is None:
+            continue
+        batch_size = min(loader.batch_size, cfg.train_dataloader.batch_size)
+        loader.update(batch_size=batch_size, num_workers=0, persistent_workers=False)
+        loader.dataset = ConfigDict(length=batch_size * batches, **data)
+    by_epoch = cfg.train_cfg.get('by_epoch', cfg.train_cfg.get('type') == 'EpochBasedTrainLoop')
+    cfg.train_cfg.update(dict(max_epochs=1, val_interval=1) if by_epoch else
+                         dict(max_iters=_STEPS, val_interval=_STEPS))
+    cfg.default_hooks.update(checkpoint=None, logger=dict(type='LoggerHook', interval=1))
+    cfg.default_hooks.pop('health', None)
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='overhaul.DryRunHook')]
+    for hook in (*cfg.default_hooks.values(), *cfg.custom_hooks):
+        if hook and hook['type'] == 'overhaul.CalibrateHook':
+            hook['batches'] = _STEPS
+
+
+def _sizes(data: object) -> Iterator[int | Sequence[int]]:
+    """Yield the sizes that the transforms in the config of a dataset give images, the last one last."""
+    if isinstance(data, dict):
+        for size in map(data.get, ('scale', 'crop_size', 'size')):
+            pair = size if isinstance(size, list | tuple) else (size, size)
+            if len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair):
+                yield size
+        data = list(data.values())
+    for part in data if isinstance(data, list | tuple) else ():
+        yield from _sizes(part)
+
+
+def without_downloads(model: dict | list) -> None:
+    """Edit the config of a model so that it begins with random weights, whatever it would have begun with."""
+    for key, value in reversed(list(model.items() if isinstance(model, dict) else enumerate(model))):
+        if isinstance(value, dict) and value.get('type') == 'Pretrained':
+            del model[key]
+        elif key == 'pretrained':
+            model[key] = False if isinstance(value, bool) else None
+        elif isinstance(value, (dict, list)):
+            without_downloads(value)
+
+
+@DATASETS.register_module()
+class RandomImages(Dataset):
+    """Random images (3, H, W) in uint8 with random labels, as mmpretrain's or mmseg's pipelines pack them.
+
+    Args:
+        length: Number of images.
+        size: H and W.
+        num_classes: Labels are drawn from 0 to ``num_classes - 1``.
+        segmentation: Whether each pixel has a label, rather than each image.
+    """
+
+    def __init__(self, length: int, size: tuple[int, int], num_classes: int, segmentation: bool) -> None:
+        self.length, self.size, self.num_classes, self.segmentation = length, tuple(size), num_classes, segmentation
+        self.metainfo = dict(classes=tuple(str(i) for i in range(num_classes)))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        generator = torch.Generator().manual_seed(index)
+        image = torch.randint(0, 256, (3, *self.size), generator=generator, dtype=torch.uint8)
+        shapes = dict(img_shape=self.size, ori_shape=self.size, pad_shape=self.size)
+        if self.segmentation:
+            from mmseg.structures import SegDataSample
+            mask = torch.randint(0, self.num_classes, (1, *self.size), generator=generator)
+            return dict(inputs=image, data_samples=SegDataSample(gt_sem_seg=PixelData(data=mask), metainfo=shapes))
+        from mmpretrain.structures import DataSample
+        label = int(torch.randint(0, self.num_classes, (), generator=generator))
+        return dict(inputs=image, data_samples=DataSample(metainfo=shapes).set_gt_label(label))
+
+
+@HOOKS.register_module()
+class DryRunHook(Hook):
+    """Logs, at the end of a dry run, the seconds of its last step and the peak memory."""
+
+    priority = 'VERY_LOW'  # after the summary: the last line
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def after_train_iter(
+            self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None) -> None:
+        """Stop the clock."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._seconds = time.perf_counter() - self._start
+
+    def after_train(self, runner: Runner) -> None:
+        """Log what was measured."""
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        validation = '' if runner.val_loop is None else ' and 1 validation step'
+        runner.logger.info(
+            f'Dry run: ok. {_STEPS} training steps{validation}, {self._seconds:.2f} s per step, peak memory '
+            f'{peak / 2**20:.0f} MiB. Teacher and data are random, so losses and errors above say nothing.')

@@ -1,0 +1,103 @@
+"""What a person wants to know at the start and at the end of a training."""
+
+from __future__ import annotations
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import nn
+
+from overhaul.engine.hooks.runner import bare_model, training_batches, validate
+from overhaul.method.distiller import OverhaulDistiller
+from overhaul.method.probe import Strength, measure
+from overhaul.registry import HOOKS
+from overhaul.tasks.results import headline, main_metric
+
+
+@HOOKS.register_module()
+class SummaryHook(Hook):
+    """Logs a summary of the distillation before its first step, and the student's best and last result after its last.
+
+    The summary: the teacher and its result on the validation data, the parameters of both models, the taps, and on one
+    batch the distillation beside the task, in loss and in gradient. With a model that is no distiller only the end is
+    logged.
+
+    Args:
+        validate_teacher: Whether to run the validation data through the teacher before training. Default: True.
+
+    Attributes:
+        teacher_metrics, strength: What was measured before training, ``None`` where nothing was.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, validate_teacher: bool = True) -> None:
+        self.validate_teacher = validate_teacher
+        self.teacher_metrics: dict[str, float] | None = None
+        self.strength: Strength | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Log the models and the taps, and validate the teacher."""
+        model = bare_model(runner)
+        if not isinstance(model, OverhaulDistiller):
+            runner.logger.info(f'Student alone: {count_parameters(model):,} parameters')
+            return
+        runner.logger.info(describe(model))
+        if self.validate_teacher and runner.val_loop is not None:
+            self.teacher_metrics = validate(runner, model.teacher)
+            runner.logger.info(f'Teacher: {headline(self.teacher_metrics)}')
+        with training_batches(runner, 1) as batches:
+            self.strength = measure(model, next(batches), runner.optim_wrapper.optim_context(runner.model))
+        runner.logger.info(describe_strength(self.strength, runner.iter))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Remember the student's result, in the checkpoint too."""
+        if not metrics:
+            return
+        hub = runner.message_hub
+        result = {'step': runner.iter, 'metrics': {name: float(value) for name, value in metrics.items()}}
+        best = hub.get_info('best_result') if 'best_result' in hub.runtime_info else result
+        hub.update_info('best_result', result if _better(result, best) else best)
+        hub.update_info('last_result', result)
+
+    def after_train(self, runner: Runner) -> None:
+        """Log the student's best and last result."""
+        hub = runner.message_hub
+        if 'best_result' not in hub.runtime_info:
+            return
+        best, last = hub.get_info('best_result'), hub.get_info('last_result')
+        runner.logger.info(
+            f'Student: best {headline(best["metrics"])} (iteration {best["step"]}), '
+            f'last {headline(last["metrics"])} (iteration {last["step"]})')
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of weights that ``model`` is made of."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def describe(model: OverhaulDistiller) -> str:
+    """Return a table of the two models and their taps."""
+    teacher, student = count_parameters(model.teacher), count_parameters(model.student)
+    rows = [('teacher tap', 'channels', 'size', 'margin from', 'student tap', 'channels', 'size', 'weight')]
+    for teacher_tap, student_tap, weight in zip(model.teacher_taps, model.student_taps, model.tap_weights):
+        rows.append((
+            teacher_tap.path, str(teacher_tap.channels), '{}x{}'.format(*teacher_tap.size),
+            teacher_tap.norm_path or 'data', student_tap.path, str(student_tap.channels),
+            '{}x{}'.format(*student_tap.size), f'{weight:g}'))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return (f'Distillation: teacher {teacher:,} parameters, student {student:,} parameters ({student / teacher:.1%} of '
+            f'the teacher), connectors {count_parameters(model.connectors):,}\n{table}')
+
+
+def describe_strength(strength: Strength, step: int) -> str:
+    """Return how strong the distillation is beside the task after ``step`` steps, in one line."""
+    return (f'Step {step}: task loss {strength.task_loss:.4g}, distillation loss {strength.distillation_loss:.4g} '
+            f'({strength.loss_ratio:.3g} times it); its gradient on the student is {strength.gradient_ratio:.3g} times '
+            "the task's")
+
+
+def _better(result: dict, other: dict) -> bool:
+    name, value = main_metric(result['metrics'])
+    _, other_value = main_metric(other['metrics'])
+    return value < other_value if name == '% error' else value > other_value

@@ -1,0 +1,110 @@
+"""Faster ways to compute the same training: in bfloat16, in channels-last memory, compiled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from overhaul.engine.hooks.runner import bare_model
+from overhaul.registry import HOOKS, OPTIM_WRAPPERS, nearest
+
+MODES = ('bfloat16', 'channels_last', 'compile')
+
+
+def turn_on(cfg: Config, modes: Collection[str]) -> None:
+    """Edit a training config so that it trains in ``modes``, any of :data:`MODES`; none of them is plain float32.
+
+    Raises:
+        ValueError: If there is no such mode; if the config has an ``optim_wrapper`` of its own, which bfloat16 would
+            replace.
+    """
+    for mode in modes:
+        if mode not in MODES:
+            raise ValueError(f'There is no mode "{mode}". Nearest: {nearest(mode, MODES)}.')
+    if 'bfloat16' in modes:
+        wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        if wrapper != 'OptimWrapper':
+            raise ValueError(
+                f'The config has an optim_wrapper of type "{wrapper}", in whose place bfloat16 would put another. '
+                'Leave bfloat16 (--amp) out, or take the type out of the config.')
+        cfg.optim_wrapper.type = 'overhaul.Bfloat16OptimWrapper'
+    hooks = {'channels_last': 'overhaul.ChannelsLastHook', 'compile': 'overhaul.CompileHook'}
+    cfg.custom_hooks = [
+        *cfg.get('custom_hooks', []), *(dict(type=hooks[mode]) for mode in MODES if mode in modes and mode in hooks)]
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bfloat16OptimWrapper(OptimWrapper):
+    """Runs the forward pass of teacher, student and connectors under bfloat16 autocast, on GPU or CPU.
+
+    Weights, their updates and the losses stay float32. bfloat16 has the range of float32, so no loss is scaled.
+    mmengine's AmpOptimWrapper, which has float16 and scales, refuses the CPU. Takes the arguments of ``OptimWrapper``.
+
+    Raises:
+        ValueError: If the GPU has no bfloat16.
+    """
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        if torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+            raise ValueError(
+                f'The {torch.cuda.get_device_name()} does not compute in bfloat16. Train in float32, or in float16: '
+                'optim_wrapper.type=AmpOptimWrapper.')
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Enter autocast around the forward pass."""
+        with super().optim_context(model), torch.autocast(get_device(), dtype=torch.bfloat16):
+            yield
+
+
+@HOOKS.register_module()
+class ChannelsLastHook(Hook):
+    """Keeps the convolutions of student, connectors and teacher in channels-last memory, and so their features."""
+
+    priority = 'VERY_HIGH'  # before the model is copied, as EMA does, or resumed
+
+    def before_run(self, runner: Runner) -> None:
+        """Convert the weights; features follow."""
+        bare_model(runner).to(memory_format=torch.channels_last)
+
+
+@HOOKS.register_module()
+class CompileHook(Hook):
+    """Compiles the losses of a training step, forward and backward, with ``torch.compile``.
+
+    Data preparation, update and validation are not compiled. The first step takes a minute or more.
+    """
+
+    priority = 'VERY_LOW'  # after the hooks that try a batch, and find out what cannot be asked in a compiled step
+
+    def before_train(self, runner: Runner) -> None:
+        """Compile."""
+        compile_losses(bare_model(runner))
+
+
+def compile_losses(model: nn.Module) -> None:
+    """Compile ``model.loss``.
+
+    mmengine's own ``compile=True`` compiles the whole ``train_step``. It takes the optimizer in, which is then compiled
+    anew for each learning rate, and breaks off in the data preprocessor.
+
+    Raises:
+        ValueError: If there is no compiler for the CPU.
+    """
+    compilers = (os.environ.get('CXX', 'g++'), 'c++', 'clang++', 'cl')
+    if next(model.parameters()).device.type == 'cpu' and not any(map(shutil.which, compilers)):
+        raise ValueError(
+            'torch compiles with a C++ compiler, and finds none. Install one, as g++, or name it in CXX; or leave '
+            '--compile out.')
+    model.loss = torch.compile(model.loss)

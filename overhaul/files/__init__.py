@@ -1,0 +1,1 @@
+"""What is read and written: configs, checkpoints, exported students."""

@@ -1,0 +1,182 @@
+"""Config files, and the variants of one that the tools run."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import re
+import traceback
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from numbers import Integral
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.hub import get_config
+from mmengine.runner import Runner
+
+from overhaul.files import own_configs
+from overhaul.registry import nearest
+
+# What the runner reads of a config beside what the config has to say, and an override may therefore bring in.
+_ABSENT_PARTS = {
+    *inspect.signature(Runner.__init__).parameters, 'compile', 'custom_imports', 'find_unused_parameters',
+    'model_wrapper_cfg'} - {'self', 'cfg'}
+# The hooks that mmengine puts into default_hooks by itself, and leaves out where they are None.
+_HOOKS_OF_MMENGINE = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}
+# Numbers that mmengine takes unseen and fails with later, and the least and greatest of each.
+_WHOLE_NUMBERS = {('randomness', 'seed'): (0, 2**32 - 1), ('train_cfg', 'val_interval'): (1, None)}
+
+
+class Overrides(DictAction):
+    """Reads ``KEY=VALUE ...`` of a command line, as mmengine does, and refuses what is none."""
+
+    def __call__(
+            self, parser: ArgumentParser, namespace: Namespace, values: Sequence[str],
+            option_string: str | None = None) -> None:
+        """Put them into the namespace as a dict."""
+        wrong = [value for value in values if not value.partition('=')[0] or '=' not in value]
+        if wrong:
+            parser.error(f'{option_string} takes KEY=VALUE, as in randomness.seed=1, not {wrong[0]!r}')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def read_config(path: str | Path, overrides: dict | None = None) -> Config:
+    """Read a config file and merge ``overrides``, as ``--cfg-options`` gives them, into it.
+
+    Any of ``default_hooks`` that is None is switched off, those of other packages than mmengine, too.
+
+    Args:
+        path: A file, or one that comes with a package: ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'``, or
+            ``'overhaul::voc_r101_r18.py'``.
+        overrides: Keys with dots, and their values.
+
+    Raises:
+        FileNotFoundError: If there is no such file; names the nearest ones of the same folder or package.
+        ValueError: If the file does not run, if it has no model, if an override is of nothing that there is, or if a
+            seed or an interval of validation is none.
+    """
+    path = str(path)
+    if path.startswith(own_configs.PREFIX):
+        path = own_configs.own_config(path)
+    packaged = '::' in path
+    if packaged:
+        _check_packaged(path)
+    elif Path(path).suffix in ('.pth', '.pt', '.tar'):
+        raise ValueError(f'"{path}" is a checkpoint, and the config comes first.')
+    elif Path(path).is_dir():
+        files = ', '.join(sorted(file.name for file in Path(path).glob('*.py'))[:5])
+        raise ValueError(f'"{path}" is a folder. Name a config' + (f' in it, such as {files}.' if files else '.'))
+    elif not Path(path).is_file():
+        raise FileNotFoundError(f'There is no config file "{path}". {_nearest_beside(path)}.')
+    try:
+        cfg = get_config(path) if packaged else Config.fromfile(path)
+    except Exception as error:  # a config is a program, and can raise anything
+        raise ValueError(f'The config "{path}" cannot be read: {_fault(error)}. Correct it there.') from error
+    if 'model' not in cfg:
+        raise ValueError(f'The config "{path}" has no model. Name one that trains a model, or give it one.')
+    overrides = overrides or {}
+    for key in overrides:
+        part = key.partition('.')[0]
+        if part not in cfg and part not in _ABSENT_PARTS:
+            inside = [f'{name}.{part}' for name, value in cfg.items() if isinstance(value, dict) and part in value]
+            raise ValueError(
+                f'--cfg-options sets "{key}", and the config has no "{part}". Nearest: '
+                f'{", ".join(inside) or nearest(part, {*cfg, *_ABSENT_PARTS})}.')
+    try:
+        cfg.merge_from_dict(overrides)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'--cfg-options does not fit the config: {error.args[0]}.') from error
+    for (part, name), (least, most) in _WHOLE_NUMBERS.items():
+        value = (cfg.get(part) or {}).get(name)
+        if value is not None and (not isinstance(value, Integral) or value < least or most and value > most):
+            limits = f'from {least} to {most}' if most else f'of {least} or more'
+            raise ValueError(f'{part}.{name} is {value!r}. Give a whole number {limits}.')
+    hooks = cfg.get('default_hooks') or {}
+    for name in [name for name, hook in hooks.items() if hook is None and name not in _HOOKS_OF_MMENGINE]:
+        del hooks[name]
+    return cfg
+
+
+def _check_packaged(path: str) -> None:
+    """Refuse ``'package::file'`` if there is none; mmengine would try to install the package, or name no file."""
+    package, _, name = path.partition('::')
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    folder = Path(spec.origin).parent / '.mim/configs' if spec and spec.has_location else None
+    if folder is None or not folder.is_dir():
+        raise FileNotFoundError(
+            f'There is no config "{path}": no package "{package}" with configs is installed here. Take mmpretrain::, '
+            'mmseg:: or overhaul::, or the path of a file.')
+    if not (folder / name).is_file():
+        known = [file.relative_to(folder).as_posix() for file in folder.rglob('*.py')]
+        raise FileNotFoundError(f'{package} has no config "{name}". Nearest: {nearest(name, known)}.')
+
+
+def _nearest_beside(path: str) -> str:
+    base = f'{own_configs.PREFIX}_base_/{path.rpartition("/_base_/")[2]}'
+    if '/_base_/' in path and Path(own_configs.own_config(base)).is_file():
+        return f'The one of this package is "{base}"'
+    stem, folder, where = Path(path).name.removesuffix('.py'), Path(path).parent, 'there'
+    if not folder.is_dir():
+        folder, where = folder.parent, f'beside "{folder}", which does not exist'
+    names = [file.stem for file in folder.glob('*.py')]
+    same = [
+        file.relative_to(folder).as_posix() for place in ('', '*/') for file in folder.glob(f'{place}{stem}.py')]
+    found = ', '.join(same or [f'{name}.py' for name in difflib.get_close_matches(stem, names)])
+    return f'Nearest {where}: {found}' if found else 'Nothing near has a name like it'
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, SyntaxError) and error.text:
+        return f'{error.msg} in line {error.lineno}, "{error.text.strip()}", of it or of a config in its _base_'
+    missing = re.search(r'["\'](.+\.py)["\']', str(error)) if isinstance(error, FileNotFoundError) else None
+    hint = f'. {_nearest_beside(missing[1])}' if missing else ''
+    # The frames of a config have this name.
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == '<module>']
+    where = f' in line {lines[-1].lineno} of "{lines[-1].filename}"' if lines else ''
+    return f'{type(error).__name__}{where}, {error}{hint}'
+
+
+def model_of(source: dict | str) -> dict:
+    """Return the config of a model: ``source`` itself, or what the config file that it names trains.
+
+    Such a model takes the data preprocessor and the scope of its file along.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`read_config`.
+    """
+    if not isinstance(source, str):
+        return source
+    cfg = read_config(source)
+    preprocessor = {'data_preprocessor': cfg.data_preprocessor} if 'data_preprocessor' in cfg else {}
+    return {'_scope_': cfg.get('default_scope', 'mmengine'), **preprocessor, **cfg.model}
+
+
+def student_only(cfg: Config) -> ConfigDict:
+    """Return the config of the student of a distillation, to be trained or tested without its teacher.
+
+    Raises:
+        ValueError: If the config's model is no distillation.
+    """
+    return _part(cfg, 'student')
+
+
+def teacher_only(cfg: Config) -> ConfigDict:
+    """Return the config of the teacher of a distillation.
+
+    Raises:
+        ValueError: If the config's model is no distillation.
+    """
+    return _part(cfg, 'teacher')
+
+
+def _part(cfg: Config, name: str) -> ConfigDict:
+    if name not in cfg.model:
+        raise ValueError(
+            f'The model of this config is of type {cfg.model.type}, which has no {name}. This is for configs of an '
+            'overhaul.OverhaulDistiller.')
+    model = ConfigDict(model_of(cfg.model[name]))
+    if 'data_preprocessor' in cfg.model:
+        model.setdefault('data_preprocessor', cfg.model.data_preprocessor)
+    return model

@@ -1,0 +1,13 @@
+"""The paper's method, a file for each part. In this order they follow a batch from the image to the loss:
+
+1. ``taps``: where features are read inside teacher and student, without a change to either.
+2. ``stages``: the taps that ``taps='auto'`` finds, at the end of each stage of a network.
+3. ``normalization``: the student's images, made into what the teacher was trained on.
+4. ``margins``: the teacher transform, margin ReLU, and its margins in closed form.
+5. ``connectors``: the student transform, 1x1 convolution and batch norm.
+6. ``losses``: the distance, partial L2.
+7. ``at_once``: a loss computed together with its gradient, so that little is kept.
+8. ``memory_format``: the layout of maps that a CPU is quickest with.
+9. ``distiller``: all of it together, as a model of mmengine.
+10. ``probe``: how strong the distillation is beside the task, measured on a batch.
+"""

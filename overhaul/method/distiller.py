@@ -1,0 +1,377 @@
+"""OverhaulDistiller: a student that learns the pre-ReLU features of a teacher beside its own task."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Sequence
+from types import UnionType
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from overhaul.files.checkpoints import checksum, load_weights
+from overhaul.files.settings import model_of
+from overhaul.method.at_once import at_once, possible
+from overhaul.method.memory_format import quickest
+from overhaul.method.normalization import Renormalize
+from overhaul.method.stages import auto_taps
+from overhaul.method.taps import Tap, Taps
+from overhaul.registry import MODELS, build, nearest
+
+_TAP_KEYS = ('teacher', 'student', 'loss_weight', 'margin_norm')
+
+
+@MODELS.register_module()
+class OverhaulDistiller(BaseModel):
+    """Trains ``student`` on its own task and on the features of a fixed ``teacher`` (Heo et al., ICCV 2019).
+
+    In ``loss`` mode the losses are those of the student, and one per tap,
+    ``loss_weight_of_the_tap * distill_loss(connector(S), margin(T))``, under ``distill.loss_<student tap>``.
+    In ``predict`` and ``tensor`` mode this is the student. A loss that the student calls just ``loss`` is renamed
+    ``loss_task``, since mmengine logs the sum of all losses under ``loss``.
+
+    The teacher is fixed: no gradient, dropout off, running statistics of its batch norms left as they are. It is an
+    attribute and no submodule, hence neither in ``parameters()`` nor in ``state_dict()``: optimizers, checkpoints, DDP,
+    EMA and conversion to synchronised batch norm pass it by.
+
+    On a CPU the features of the teacher, and those of ``ConvBNConnector``, are in channels-last memory, which is
+    faster: a margin or distance of one's own takes ``reshape`` where it would take ``view``.
+
+    Args:
+        teacher: Config of an mmpretrain or mmseg model, or the config file that trains it: a path, or one of a package
+            as ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'``. Where its data preprocessor normalises otherwise than
+            the student's, its images are normalised anew.
+        student: Likewise.
+        taps: Feature positions, shallow to deep, or ``'auto'``, which finds and pairs the stages of both models, see
+            :func:`find_stages`. One dict each with ``teacher`` and ``student`` (``'path.of.module'``
+            or ``'path.of.module:input'``, see :class:`Tap`), ``loss_weight`` (default 1), and
+            ``margin_norm``, the path of the teacher's batch norm that gives the margin (default: the last one of the
+            same shape on the main path before the tap, with no convolution of that shape after it; without any, the
+            margin is estimated, see :class:`MarginReLU`).
+        teacher_checkpoint: Weights of the teacher, a file or URL as :func:`read_checkpoint` takes
+            it. ``None`` leaves the teacher as its config initialises it, and warns.
+        connector: Student transform, built with ``student_channels`` and ``teacher_channels``. The gradient goes to its
+            own parameters and to the feature that it is given. Default type: ``ConvBNConnector``.
+        margin: Teacher transform, built with ``channels`` and ``norm``, the batch norm before the tap or ``None``.
+            Default type: ``MarginReLU``.
+        distill_loss: Distance between the two, scaled with alpha; its mean, where it is no scalar. The gradient goes to
+            its own parameters and to the first feature. Default type: ``PartialL2Loss``.
+        alpha: Short for the ``loss_weight`` of ``distill_loss``: a number, or ``'auto'``.
+        teacher_batch_norm: ``'batch'`` normalises the teacher with the statistics of the batch, as the paper does
+            (Table 8), ``'running'`` with those of its training.
+        teacher_dropout: Whether the dropout of the teacher is live, as it is in the official segmentation code. The
+            features of the teacher are noisy then.
+        match_sizes: Whether to bring the teacher's feature to the height and width of the student's where they differ,
+            by averaging if it is larger and bilinearly if it is smaller. Otherwise that is an error. ``taps='auto'``
+            then also pairs stages of nearly equal size.
+        at_once: Whether the loss of a tap is computed with its gradient as soon as the student has reached the tap, so
+            that the least is kept for the backward pass: see :func:`at_once`. To be turned off for
+            what that refuses, such as a connector that takes something of another tap, and for a student that runs a
+            tapped module a varying number of times.
+        input_size: Height and width of the blank image of the dry run that finds channels and sizes.
+        data_preprocessor: As in mmpretrain and mmseg, where a config gives it beside the model. Goes to the student
+            and, where its config has none, to the teacher.
+
+    Attributes:
+        teacher, student: The models.
+        connectors, margins: One per tap.
+
+    Raises:
+        ValueError: If a tap does not exist or is not reached; if teacher and student differ in height and width at a
+            tap; if a type is unknown; if the checkpoint does not fit.
+        FileNotFoundError: If the checkpoint does not exist.
+    """
+
+    def __init__(
+        self,
+        teacher: dict | str,
+        student: dict | str,
+        taps: Sequence[dict] | str,
+        teacher_checkpoint: str | None = None,
+        connector: dict | None = None,
+        margin: dict | None = None,
+        distill_loss: dict | None = None,
+        alpha: float | str | None = None,
+        teacher_batch_norm: str = 'batch',
+        teacher_dropout: bool = False,
+        match_sizes: bool = False,
+        at_once: bool = True,
+        input_size: tuple[int, int] = (224, 224),
+        data_preprocessor: dict | None = None,
+    ) -> None:
+        _check_kind(dict | str, 'a dict, or the path of a config file', teacher=teacher, student=student)
+        _check_kind(
+            dict | None, 'a dict, as in dict(type="...")',
+            connector=connector, margin=margin, distill_loss=distill_loss)
+        _check_kind(bool, 'True or False', teacher_dropout=teacher_dropout, match_sizes=match_sizes, at_once=at_once)
+        if teacher_checkpoint == '':
+            raise ValueError("teacher_checkpoint is a file, a URL or None, not ''.")
+        _check_arguments(taps, teacher_batch_norm, input_size)
+        student = _with_preprocessor(model_of(student), data_preprocessor)
+        student_model = build(student, 'student')
+        super().__init__(data_preprocessor=student_model.data_preprocessor)
+        self.student = student_model
+        self.teacher_batch_norm, self.teacher_dropout = teacher_batch_norm, teacher_dropout
+        self._owns_teacher = True
+        self._teacher_takes_views = False
+        # Past nn.Module's __setattr__, which would make it a submodule.
+        self.__dict__['teacher'] = _build_teacher(
+            _with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint)
+        self.renormalize = _renormalize(self.student, self.teacher)
+
+        if taps == 'auto':
+            taps = auto_taps(self.teacher, self.student, input_size, match_sizes)
+        self.teacher_taps = Taps(self.teacher, [tap['teacher'] for tap in taps], 'teacher')
+        self.student_taps = Taps(self.student, [tap['student'] for tap in taps], 'student')
+        self.teacher_taps.dry_run(self.teacher, input_size, stop_after_last=True)
+        self.student_taps.dry_run(self.student, input_size, stop_after_last=False)
+        self.match_sizes, self.at_once = match_sizes, at_once
+        if not match_sizes:
+            self._check_sizes(input_size)
+
+        self.tap_weights = [tap.get('loss_weight', 1.0) for tap in taps]
+        self.loss_names = _loss_names([tap['student'] for tap in taps])
+        self.connectors = nn.ModuleList(
+            build({'type': 'ConvBNConnector', **(connector or {})}, 'connector', scope='overhaul',
+                  student_channels=student_tap.channels, teacher_channels=teacher_tap.channels)
+            for teacher_tap, student_tap in zip(self.teacher_taps, self.student_taps))
+        self.margins = nn.ModuleList(
+            build({'type': 'MarginReLU', **(margin or {})}, 'margin', scope='overhaul', channels=teacher_tap.channels,
+                  norm=self._margin_norm(teacher_tap, tap.get('margin_norm')))
+            for teacher_tap, tap in zip(self.teacher_taps, taps))
+        self._calibrated = False
+        strength = {} if alpha is None else {'loss_weight': alpha}
+        self.distill_loss = build(
+            {'type': 'PartialL2Loss', **(distill_loss or {}), **strength}, 'distill_loss', scope='overhaul')
+        self.train()
+
+    def _check_sizes(self, input_size: tuple[int, int]) -> None:
+        for teacher_tap, student_tap in zip(self.teacher_taps, self.student_taps):
+            if teacher_tap.size != student_tap.size:
+                raise ValueError(
+                    f'Teacher and student differ in size at a tap: "{teacher_tap.path}" is {_size(teacher_tap.size)} '
+                    f'and "{student_tap.path}" is {_size(student_tap.size)} for an image of {_size(input_size)}. '
+                    "Pair taps of the same stride, or let match_sizes=True resize the teacher's feature.")
+
+    def _margin_norm(self, teacher_tap: Tap, path: str | None) -> _BatchNorm | None:
+        norm_path = path or teacher_tap.norm_path
+        modules = dict(self.teacher.named_modules())
+        if norm_path is None:
+            return None
+        if not isinstance(modules.get(norm_path), _BatchNorm):
+            norms = [name for name, module in modules.items() if isinstance(module, _BatchNorm)]
+            raise ValueError(
+                f'margin_norm="{norm_path}" is no batch norm of the teacher. Nearest: {nearest(norm_path, norms)}.')
+        if modules[norm_path].num_features != teacher_tap.channels:
+            raise ValueError(
+                f'margin_norm="{norm_path}" has {modules[norm_path].num_features} channels and the teacher tap '
+                f'"{teacher_tap.path}" has {teacher_tap.channels}. Name the batch norm that feeds the tap.')
+        teacher_tap.norm_path = norm_path
+        return modules[norm_path]
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> object:
+        """Return all losses of the ``inputs`` (N, 3, H, W) in ``loss`` mode, else what the student gives."""
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        return self.student(inputs, data_samples, mode=mode)
+
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
+        """Return the losses of the student and, per tap, of the distillation, each a scalar."""
+        self._check_calibrated()
+        with torch.no_grad():
+            teacher_features = [
+                margin(feature) for margin, feature in zip(self.margins, self.teacher_features(inputs))]
+        with_gradient = self.at_once and possible(
+            inputs.device, [*self.connectors.parameters(), *self.distill_loss.parameters()])
+        distances = {}
+
+        def compare(index: int, feature: Tensor) -> None:
+            # Taken out of the list, so that the map is gone when the next tap needs the memory.
+            teacher_feature, teacher_features[index] = teacher_features[index], None
+            if self.match_sizes:
+                teacher_feature = _resize(teacher_feature, feature.shape[2:])
+            connector, weight = self.connectors[index], self.tap_weights[index]
+
+            def loss(feature: Tensor) -> Tensor:
+                return (weight * self.distill_loss(connector(feature), teacher_feature)).mean()
+
+            parameters = [*connector.parameters(), *self.distill_loss.parameters()]
+            distances[index] = at_once(loss, feature, parameters) if with_gradient else loss(feature)
+
+        self.student_taps.start(compare if with_gradient else None)
+        try:
+            losses = dict(self.student(inputs, data_samples, mode='loss'))
+            for index, feature in enumerate(self.student_taps.take()):
+                if feature is not None:
+                    compare(index, feature)
+        finally:
+            self.student_taps.stop()
+        if 'loss' in losses:
+            losses['loss_task'] = losses.pop('loss')
+        return losses | {name: distances[index] for index, name in enumerate(self.loss_names)}
+
+    def teacher_features(self, inputs: Tensor) -> list[Tensor]:
+        """Return the teacher's features at its taps, before their margins, for the student's ``inputs`` (N, 3, H, W).
+
+        Call it without gradient.
+        """
+        plain = inputs if self.renormalize is None else self.renormalize(inputs)
+        images = plain if self._teacher_takes_views else quickest(plain)
+        try:
+            return self.teacher_taps.read(self.teacher, images)
+        except RuntimeError as error:
+            if images is plain or 'view size is not compatible' not in str(error):
+                raise
+        print_log("The teacher's code takes a view of a map that only the plain layout allows: it runs in that, and "
+                  'somewhat slower.', 'current')
+        self._teacher_takes_views = True
+        return self.teacher_features(inputs)
+
+    def _check_calibrated(self) -> None:
+        # In a compiled step the question would break the graph. An eager one comes before, SummaryHook's; else the loss
+        # is NaN.
+        if self._calibrated or torch.compiler.is_compiling():
+            return
+        unknown = [tap.path for tap, margin in zip(self.teacher_taps, self.margins) if not getattr(margin, 'known', 1)]
+        if unknown:
+            raise ValueError(
+                f'The margins of the teacher taps {", ".join(unknown)} are to be estimated from data, and have not '
+                'been. Add dict(type="overhaul.CalibrateHook") to custom_hooks, or name the batch norms that give '
+                'them with margin_norm.')
+        alpha = getattr(self.distill_loss, 'loss_weight', 0)
+        if isinstance(alpha, Tensor) and alpha.isnan():
+            raise ValueError(
+                'loss_weight="auto" of the distill_loss is to be set from data, and has not been. Add '
+                'dict(type="overhaul.CalibrateHook") to custom_hooks, or give a number.')
+        self._calibrated = True
+
+    def train(self, mode: bool = True) -> OverhaulDistiller:
+        """Set the mode of student and connectors. The teacher's is eval but for its batch norms, as configured."""
+        super().train(mode)
+        self.student_taps.attach(self.student)
+        if not self._owns_teacher:
+            return self
+        self.teacher.eval()
+        for module in self.teacher.modules():
+            if isinstance(module, _BatchNorm):
+                module.training = mode and self.teacher_batch_norm == 'batch'
+            elif isinstance(module, _DropoutNd):
+                module.training = mode and self.teacher_dropout
+        return self
+
+    def init_weights(self) -> None:
+        """Initialise student and connectors; make sure that the teacher is as it was."""
+        before = checksum(self.teacher)
+        super().init_weights()
+        if checksum(self.teacher) != before:
+            raise RuntimeError('The initialisation of the student changed the teacher: they share parameters.')
+
+    def _apply(self, fn: object, recurse: bool = True) -> OverhaulDistiller:
+        # Device and dtype of the teacher follow, though it is no submodule.
+        super()._apply(fn, recurse)
+        if self._owns_teacher:
+            self.teacher._apply(fn, recurse)
+        return self
+
+    def _set_device(self, device: torch.device) -> None:
+        super()._set_device(device)
+        if self._owns_teacher:
+            self.teacher._set_device(device)
+
+    def __deepcopy__(self, memo: dict) -> OverhaulDistiller:
+        """Copy all but the teacher, which the copy shares, and leaves in its mode and place."""
+        memo.update({id(shared): shared for shared in (self.teacher, self.teacher_taps)})
+        duplicate = type(self).__new__(type(self))
+        memo[id(self)] = duplicate
+        duplicate.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        duplicate._owns_teacher = False
+        return duplicate
+
+
+def _build_teacher(cfg: dict, checkpoint: str | None) -> nn.Module:
+    teacher = revert_sync_batchnorm(build(cfg, 'teacher'))
+    if checkpoint is None:
+        warnings.warn(
+            'The teacher has no teacher_checkpoint: it is as its config initialises it, so there may be nothing to '
+            'learn from it.', stacklevel=2)
+        teacher.init_weights()
+    else:
+        load_weights(teacher, checkpoint)
+    teacher.requires_grad_(False)
+    for module in teacher.modules():
+        if isinstance(module, _BatchNorm):
+            # In train mode: statistics of the batch, and the running ones not touched. In eval mode: the running ones.
+            module.track_running_stats = False
+    return teacher
+
+
+def _renormalize(student: nn.Module, teacher: nn.Module) -> Renormalize | None:
+    renormalize = Renormalize(student.data_preprocessor, teacher.data_preprocessor)
+    if renormalize.is_identity:
+        return None
+    print_log("Teacher and student normalise images differently: the teacher's are normalised anew.", 'current')
+    return renormalize
+
+
+def _resize(feature: Tensor, size: torch.Size) -> Tensor:
+    if feature.shape[2:] == size:
+        return feature
+    if feature.shape[2:].numel() > size.numel():
+        return nn.functional.adaptive_avg_pool2d(feature, size)
+    return nn.functional.interpolate(feature, size, mode='bilinear', align_corners=False)
+
+
+def _with_preprocessor(cfg: dict, data_preprocessor: dict | None) -> dict:
+    return cfg if data_preprocessor is None else {'data_preprocessor': dict(data_preprocessor), **cfg}
+
+
+def _check_kind(kind: type | UnionType, what: str, **arguments: object) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, kind):
+            raise ValueError(f'{name} is {what}, not {value!r}.')
+
+
+def _check_arguments(taps: Sequence[dict] | str, teacher_batch_norm: str, input_size: tuple[int, int]) -> None:
+    if not (isinstance(input_size, list | tuple) and len(input_size) == 2
+            and all(isinstance(length, int) and length > 0 for length in input_size)):
+        raise ValueError(f'input_size is the height and width of an image, as in (224, 224), not {input_size!r}.')
+    if teacher_batch_norm not in ('batch', 'running'):
+        raise ValueError(f'teacher_batch_norm is "batch" or "running", not {teacher_batch_norm!r}.')
+    if taps == 'auto':
+        return
+    if not taps or not isinstance(taps, list | tuple):
+        raise ValueError(
+            f'taps is {taps!r}: name at least one pair, dict(teacher="path", student="path"), or take "auto".')
+    for tap in taps:
+        if not isinstance(tap, dict):
+            raise ValueError(f'The tap {tap!r} is no dict. A tap has the keys {", ".join(_TAP_KEYS)}.')
+        unknown = [key for key in tap if key not in _TAP_KEYS]
+        missing = [key for key in ('teacher', 'student') if key not in tap]
+        if unknown or missing:
+            raise ValueError(
+                f'The tap {dict(tap)} ' + (f'lacks {missing}' if missing else f'has unknown keys {unknown}')
+                + f'. A tap has the keys {", ".join(_TAP_KEYS)}, of which the first two are required.')
+        for key, value in tap.items():
+            if key == 'loss_weight':
+                what, fits = 'a number of 0 or more', type(value) in (int, float) and 0 <= value < math.inf
+            else:
+                what, fits = 'the path of a module', isinstance(value, str) or (key, value) == ('margin_norm', None)
+            if not fits:
+                raise ValueError(f'The tap {dict(tap)} has {key}={value!r}, where {what} is expected.')
+
+
+def _loss_names(student_paths: Sequence[str]) -> list[str]:
+    names = [f'distill.loss_{path.removeprefix("backbone.").removesuffix(":input")}' for path in student_paths]
+    # A student tap may serve several teacher taps, and losses of one name would replace each other; those with a dot
+    # and a number are of other taps.
+    return [name if names.count(name) == 1 else f'{name}#{names[:i].count(name)}' for i, name in enumerate(names)]
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f'{size[0]}x{size[1]}'

@@ -1,0 +1,1 @@
+"""Networks and heads that mmpretrain and mmseg lack. They know nothing of distillation."""

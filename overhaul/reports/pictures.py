@@ -1,0 +1,305 @@
+"""Pictures of a distillation: how it went, and what its features are like. Each is a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
+from torch import Tensor, nn
+
+from overhaul.method.distiller import OverhaulDistiller
+from overhaul.method.probe import buffers_kept
+from overhaul.reports.statistics import interval
+
+# The colours of the Okabe-Ito palette, which people of any colour vision tell apart.
+TEACHER, STUDENT, ALONE = '#000000', '#0072B2', '#D55E00'
+COLOURS = (STUDENT, ALONE, '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#F0E442')
+
+if TYPE_CHECKING:
+    from mmseg.structures import SegDataSample
+
+_IMAGES = 32  # more would not make a picture better, and fill the memory
+
+
+class TapFeatures(NamedTuple):
+    """What meets at a tap, of up to 32 images of a batch.
+
+    Attributes:
+        name: The student's tap.
+        raw: The teacher's feature (N, Ct, H, W) before its transform.
+        teacher: The same after it, as the distance sees it, in the student's size.
+        student: The student's feature (N, Ct, H, W) after the connector.
+        margin: The margins (Ct,), None where the teacher transform has none.
+    """
+
+    name: str
+    raw: Tensor
+    teacher: Tensor
+    student: Tensor
+    margin: Tensor | None
+
+    def of_image(self, index: int) -> TapFeatures:
+        """Return a copy of what belongs to one image, with N = 1."""
+        maps = [feature[index:index + 1].clone() for feature in (self.raw, self.teacher, self.student)]
+        return TapFeatures(self.name, *maps, self.margin)
+
+
+class Curve(NamedTuple):
+    """A run: its name, and by step the results of its validations and the losses of its task."""
+
+    name: str
+    results: Mapping[int, float]
+    task_losses: Mapping[int, float]
+
+
+def read_features(
+        model: OverhaulDistiller, data: dict, precision: AbstractContextManager | None = None) -> list[TapFeatures]:
+    """Return the features of a batch at each tap, as the losses see them, and leave weights and buffers as they were.
+
+    Args:
+        model: The distiller in train mode, without a wrapper for distributed training.
+        data: A batch as the data loader gives it.
+        precision: Context of the forward pass, for autocast.
+    """
+    raw, pairs = [], []
+    hooks = [
+        margin.register_forward_pre_hook(lambda _, inputs: raw.append(_some(inputs[0]))) for margin in model.margins]
+    hooks.append(model.distill_loss.register_forward_pre_hook(
+        lambda _, inputs: pairs.append([_some(feature) for feature in inputs])))
+    try:
+        with buffers_kept(model), torch.no_grad(), precision or nullcontext():
+            model(**model.data_preprocessor(data, True), mode='loss')
+    finally:
+        for hook in hooks:
+            hook.remove()
+    names = [tap.path for tap in model.student_taps]
+    margins = [_margin(margin) for margin in model.margins]
+    return [
+        TapFeatures(name, feature, teacher, student, margin)
+        for name, feature, (student, teacher), margin in zip(names, raw, pairs, margins)]
+
+
+def _some(feature: Tensor) -> Tensor:
+    return feature[:_IMAGES].detach().float().cpu()
+
+
+def _margin(transform: nn.Module) -> Tensor | None:
+    margin = getattr(transform, 'margin', None)
+    return margin.float().cpu() if isinstance(margin, Tensor) and margin.isfinite().all() else None
+
+
+def draw_curves(curves: Sequence[Curve], unit: str, step: str, teacher: float | None = None) -> Figure:
+    """Draw the validation result and the task loss of several runs, and the teacher's result as a line.
+
+    Args:
+        curves: The runs.
+        unit: What the results are in, as ``'% error'``.
+        step: What the steps of the results are, ``'iteration'`` or ``'epoch'``.
+        teacher: The teacher's result.
+    """
+    figure = Figure((10, 4), layout='constrained')
+    left, right = figure.subplots(1, 2, sharex=step == 'iteration')
+    for curve, colour in zip(curves, _colours(len(curves))):
+        left.plot(list(curve.results), list(curve.results.values()), 'o-', color=colour, label=curve.name, ms=3)
+        right.plot(list(curve.task_losses), list(curve.task_losses.values()), color=colour, label=curve.name)
+    if teacher is not None:
+        left.axhline(teacher, color=TEACHER, ls='--', label=f'teacher, {teacher:g}')
+    left.set(xlabel=step, ylabel=f'validation, {unit}', ylim=(0, None) if 'error' in unit else None)
+    right.set(xlabel='iteration', ylabel='task loss in training', yscale='log')
+    for axes in (left, right):
+        _finish(axes)
+    return figure
+
+
+def draw_tap_losses(losses: Mapping[str, Mapping[int, float]], task_losses: Mapping[int, float]) -> Figure:
+    """Draw the distillation loss of each tap by iteration, and the task loss beside them.
+
+    Raises:
+        ValueError: If there is no tap.
+    """
+    if not losses:
+        raise ValueError('That training was of a student alone: it has no distillation loss to draw. Name another.')
+    figure = Figure((7, 4), layout='constrained')
+    axes = figure.subplots()
+    for (tap, values), colour in zip(losses.items(), _colours(len(losses))):
+        axes.plot(list(values), list(values.values()), 'o-', color=colour, label=tap, ms=3)
+    axes.plot(list(task_losses), list(task_losses.values()), '--', color=TEACHER, label='task')
+    axes.set(xlabel='iteration', ylabel='loss in training', yscale='log')
+    _finish(axes, title='distillation loss at the tap')
+    return figure
+
+
+def draw_budget(
+        results: Mapping[str, Mapping[str, Sequence[float]]], unit: str, label: str,
+        teacher: float | None = None) -> Figure:
+    """Draw the results of each side by budget: every run as a dot, the mean with its 95 % interval.
+
+    Args:
+        results: By side and budget, one result per seed.
+        unit: What the results are in, as ``'% error'``.
+        label: What the budgets are.
+        teacher: The teacher's result.
+    """
+    figure = Figure((7, 4.5), layout='constrained')
+    axes = figure.subplots()
+    budgets = list(next(iter(results.values())))
+    # Names of variants are long, and in no order that a line could follow.
+    named = any(budget[:1].isalpha() for budget in budgets if budget != 'None')
+    for i, (side, colour) in enumerate(zip(results, (ALONE, STUDENT, *COLOURS[2:]))):
+        places = np.arange(len(budgets)) + 0.12 * (i - (len(results) - 1) / 2)
+        samples = [results[side][budget] for budget in budgets]
+        for place, sample in zip(places, samples):
+            axes.plot([place] * len(sample), sample, '.', color=colour, alpha=0.3, ms=6, mew=0)
+        means, half_widths = [np.mean(sample) for sample in samples], [interval(sample) for sample in samples]
+        axes.errorbar(
+            places, means, half_widths, color=colour, marker='o', capsize=3, label=side, ls='' if named else '-')
+    if teacher is not None:
+        axes.axhline(teacher, color=TEACHER, ls='--', label=f'teacher, {teacher:g}')
+    axes.set(xlabel=label, ylabel=unit, xlim=(-0.5, len(budgets) - 0.5))
+    axes.set_xticks(range(len(budgets)), ['all' if budget == 'None' else budget for budget in budgets],
+                    **(dict(rotation=30, ha='right') if named else {}))
+    if 'error' in unit:  # half of it is as much wherever it starts
+        axes.set_yscale('log')
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter('{x:g}')
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    seeds = {len(sample) for side in results.values() for sample in side.values()}
+    _finish(axes, title=f'mean and its 95 % interval, {" to ".join(map(str, sorted({min(seeds), max(seeds)})))} seeds')
+    return figure
+
+
+def draw_features(
+        before: Sequence[TapFeatures], after: Sequence[TapFeatures], names: tuple[str, str] = ('before', 'after'),
+        channels: int = 2) -> Figure:
+    """Draw, for the first image, some channels of teacher and student, and the difference, before and after.
+
+    The channels are those in which the teacher varies most over the image. All maps of a row have one scale.
+    """
+    rows = [(first, last, channel) for first, last in zip(before, after) for channel in _liveliest(last, channels)]
+    figure = Figure((11, 1.75 * len(rows)), layout='constrained')
+    all_axes = figure.subplots(len(rows), 5, squeeze=False)
+    titles = ['teacher', f'student {names[0]}', f'difference {names[0]}', f'student {names[1]}',
+              f'difference {names[1]}']
+    for axes, title in zip(all_axes[0], titles):
+        axes.set_title(title, fontsize=10)
+    for row, (first, last, channel) in zip(all_axes, rows):
+        teacher, *students = [feature[0, channel].numpy() for feature in (last.teacher, first.student, last.student)]
+        maps = [teacher, students[0], students[0] - teacher, students[1], students[1] - teacher]
+        scale = max(np.abs(teacher).max(), *(np.abs(student).max() for student in students)) or 1
+        for axes, picture in zip(row, maps):
+            image = axes.imshow(picture, cmap='RdBu_r', vmin=-scale, vmax=scale)
+            axes.set(xticks=[], yticks=[])
+        for axes, picture in zip(row[2::2], maps[2::2]):
+            axes.set_xlabel(f'rms {np.sqrt(np.mean(picture**2)):.2f}', fontsize=9)
+        row[0].set_ylabel(f'{last.name}\nchannel {channel}', fontsize=8)
+        figure.colorbar(image, ax=row.tolist(), fraction=0.02, pad=0.01)
+    return figure
+
+
+def _liveliest(features: TapFeatures, count: int) -> list[int]:
+    return features.teacher[0].flatten(1).std(1).argsort(descending=True)[:count].tolist()
+
+
+def draw_pre_activations(features: Sequence[TapFeatures], channels: int = 3) -> Figure:
+    """Draw histograms of the teacher's pre-activations with the margin, and of the student's connected feature.
+
+    One row per tap; the channels run from the one with the least negative responses to the one with the most.
+    """
+    figure = Figure((3.7 * channels, 2.6 * len(features)), layout='constrained')
+    for row, tap in zip(figure.subplots(len(features), channels, squeeze=False), features):
+        shares = (tap.raw < 0).float().mean((0, 2, 3))
+        places = torch.linspace(0, len(shares) - 1, channels).round().long()
+        for axes, channel in zip(row, shares.argsort()[places].tolist()):
+            _histogram(axes, tap, channel)
+            axes.set_title(f'{tap.name}, channel {channel}', fontsize=9)
+        row[0].set_ylabel('density')
+    for axes in figure.axes[-channels:]:
+        axes.set_xlabel('response')
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, fontsize=9)
+    return figure
+
+
+def _histogram(axes: Axes, tap: TapFeatures, channel: int) -> None:
+    raw, student = (feature[:, channel].flatten().numpy() for feature in (tap.raw, tap.student))
+    ends = np.quantile(np.concatenate([raw, student]), (0.001, 0.999))
+    bins = np.linspace(*ends, 60) if ends[0] < ends[1] else 10
+    axes.hist(raw, bins, density=True, color='0.75', label='teacher, before its transform')
+    axes.hist(student, bins, density=True, histtype='step', color=STUDENT, label='student, after its connector')
+    if (raw < 0).any():
+        axes.axvline(raw[raw < 0].mean(), color=TEACHER, ls=':', label="mean of the teacher's negative responses")
+    if tap.margin is not None:
+        margin = tap.margin[channel].item()
+        axes.axvline(margin, color=ALONE, label='margin')
+        axes.text(margin, 0.95, f'{margin:.2f} ', transform=axes.get_xaxis_transform(), ha='right', va='top',
+                  color=ALONE, fontsize=8, bbox=dict(facecolor='white', alpha=0.7, edgecolor='none', pad=1))
+    axes.set_yticks([])
+
+
+def draw_predictions(
+        images: Sequence[np.ndarray], samples: Mapping[str, Sequence[SegDataSample]], metainfo: Mapping) -> Figure:
+    """Draw images, their truth and predictions of several models side by side, a row per image.
+
+    The legend has the classes that are seen.
+
+    Args:
+        images: In uint8, each (H, W, 3), RGB.
+        samples: By model, one sample per image with truth and prediction.
+        metainfo: That of the dataset, with ``classes`` and ``palette``.
+
+    Raises:
+        ValueError: If the dataset has no palette, as those of classification have none.
+    """
+    from mmseg.visualization import SegLocalVisualizer  # here, where only users of mmseg come
+
+    if 'palette' not in metainfo:
+        raise ValueError('Predictions are drawn of a segmentation, and this dataset has no palette, so it is none.')
+    visualizer = SegLocalVisualizer(alpha=1)
+    visualizer.dataset_meta = metainfo
+
+    def draw(image: np.ndarray, sample: SegDataSample, **what: bool) -> np.ndarray:
+        visualizer.add_datasample('', image, sample, with_labels=False, **what)
+        return visualizer.get_image()
+
+    truth = [draw(image, sample, draw_pred=False) for image, sample in zip(images, next(iter(samples.values())))]
+    columns = {'image': images, 'truth': truth}
+    for name, predicted in samples.items():
+        columns[name] = [draw(image, sample, draw_gt=False) for image, sample in zip(images, predicted)]
+    figure = Figure((1.5 * len(columns), 1.5 * len(images) + 0.7), layout='constrained')
+    for axes, (name, column) in zip(figure.subplots(len(images), len(columns), squeeze=False).T, columns.items()):
+        axes[0].set_title(name)
+        for row, image in zip(axes, column):
+            row.imshow(image)
+            row.axis('off')
+    seen = {
+        label for predicted in samples.values() for sample in predicted
+        for labels in (sample.gt_sem_seg, sample.pred_sem_seg) for label in labels.data.unique().tolist()}
+    figure.legend(
+        [Patch(color=np.array(colour) / 255) for label, colour in enumerate(metainfo['palette']) if label in seen],
+        [name for label, name in enumerate(metainfo['classes']) if label in seen],
+        loc='outside lower center', ncols=6, fontsize=8)
+    return figure
+
+
+def to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
+    """Return a figure as an RGB image, (height, width, 3) uint8."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _finish(axes: Axes, title: str | None = None) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, title=title, title_fontsize=8)

@@ -1,0 +1,1 @@
+"""What differs between kinds of pipelines. Nothing else in the package knows it."""

@@ -1,0 +1,85 @@
+"""tools/plot.py, on a training of a few iterations."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from overhaul.files.settings import read_config, student_only
+from overhaul.registry import build
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / 'configs/digits_wrn16_2_wrn10_1.py')
+SCENES = str(ROOT / 'configs/digitscenes_r34_r18.py')
+RESULTS = 'side,train_dataloader.dataset.labels_per_class,seed,% error\n' + ''.join(
+    f'{side},{value},{seed},{error + seed}\n'
+    for side, error in (('alone', 20), ('distilled', 7)) for value in (1, 'None') for seed in range(3))
+
+
+def run(tool, *arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [str(ROOT / 'tools' / tool), *map(str, arguments)])
+        runpy.run_path(sys.argv[0], run_name='__main__')
+
+
+def refused(*arguments):
+    with pytest.raises(SystemExit) as exit_:
+        run('plot.py', *arguments)
+    assert '\n' not in exit_.value.code
+    return exit_.value.code
+
+
+@pytest.fixture(scope='module')
+def work_dirs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('work_dirs')
+    for name, more in (('distilled', []), ('alone', ['--student-only'])):
+        run('train.py', CONFIG, '--work-dir', folder / name, *more, '--cfg-options', f'experiment_name=plot_{name}',
+            'train_cfg.max_iters=4', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=4',
+            'default_hooks.logger.interval=1', 'default_hooks.pictures.type=overhaul.PictureHook',
+            'default_hooks.pictures.interval=2')
+    return folder
+
+
+@pytest.mark.parametrize('arguments, least', [
+    (['curves', 'distilled', 'alone', '--names', 'Overhaul', 'alone'], (500, 1400)),
+    (['taps', 'distilled'], (500, 1000)),
+    (['budget', 'results.csv', '--teacher', '0.44'], (500, 1000)),
+    (['features', CONFIG, 'distilled/iter_4.pth'], (1000, 1600)),
+    (['margins', CONFIG, 'distilled/iter_4.pth', '--channels', '2'], (1000, 1000))])
+def test_each_command_draws_a_png(work_dirs, monkeypatch, capsys, arguments, least):
+    monkeypatch.chdir(work_dirs)
+    Path('results.csv').write_text(RESULTS)
+    run('plot.py', *arguments)
+    picture = cv2.imread(f'{arguments[0]}.png')
+    assert all(size >= limit for size, limit in zip(picture.shape, least))
+    assert capsys.readouterr().out.endswith(f'Wrote {arguments[0]}.png\n')
+
+
+def test_predictions_are_drawn_a_row_per_image(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    student = build(student_only(read_config(SCENES)), 'student', scope='mmseg')
+    torch.save(student.state_dict(), 'some.pth')
+    run('plot.py', 'predictions', SCENES, 'first=some.pth', 'second=some.pth', '--images', '2')
+    picture = cv2.imread('predictions.png')
+    assert 1.5 < picture.shape[1] / picture.shape[0] < 2  # two rows of four, titles and a legend
+
+
+def test_pictures_come_with_one_line_of_options(work_dirs):
+    assert len(list(work_dirs.glob('distilled/*/vis_data/vis_image/features_[24].png'))) == 2
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['curves', 'distilled', 'nowhere'], 'error: "nowhere" has no log of a training'),
+    (['taps', 'alone'], 'error: That training was of a student alone'),
+    (['budget', 'nothing.csv'], 'error: There is no file "nothing.csv"'),
+    (['features', CONFIG, 'alone/iter_4.pth'], 'error: "alone/iter_4.pth" is not from the distillation of this config'),
+    (['margins', CONFIG, 'nowhere.pth'], 'error: "nowhere.pth" does not exist'),
+    (['predictions', CONFIG, 'a=distilled/iter_4.pth'], 'error: Predictions are drawn of a segmentation'),
+    (['features', str(ROOT / 'configs/digits_wrn16_2.py'), 'x.pth'],
+     'error: The model of this config is of type ImageClassifier, which has no student')])
+def test_what_cannot_be_drawn_is_refused(work_dirs, monkeypatch, arguments, message):
+    monkeypatch.chdir(work_dirs)
+    assert refused(*arguments).startswith(message)

@@ -1,0 +1,197 @@
+import copy
+import logging
+import re
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from small_models import TAPS, batch, build_distiller, build_model, loader, runner, save_teacher, sgd, wide_resnet
+
+from overhaul.engine.hooks import SummaryHook
+from overhaul.engine.hooks.runner import validate
+from overhaul.engine.hooks.summary import count_parameters, describe
+from overhaul.tasks.results import headline
+
+
+class Lines(logging.Handler):
+    """What the runner logs, message by message."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.messages = []
+        run.logger.addHandler(self)
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+    def one(self, start):
+        (message, ) = [message for message in self.messages if message.startswith(start)]
+        return message
+
+
+@pytest.fixture(scope='module')
+def teacher_file(tmp_path_factory):
+    return save_teacher(tmp_path_factory.mktemp('teacher'), wide_resnet(2))
+
+
+def validating(folder, model, epochs=1, batches=2, hook=None, **more):
+    train, val = ([batch(seed=seed) for seed in seeds] for seeds in (range(batches), range(20, 30)))
+    return runner(
+        folder, model, train, epochs, sgd(0.01), [hook or SummaryHook()], val_dataloader=loader(val), val_cfg=dict(),
+        val_evaluator=dict(type='Accuracy'), train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=1), **more)
+
+
+def error_of(model, seeds=range(20, 30)):
+    """Top-1 error in per cent, by hand."""
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        wrong = [
+            model(images).argmax(1) != torch.cat([sample.gt_label for sample in samples])
+            for images, samples in (batch(seed=seed) for seed in seeds)]
+    return 100 * torch.cat(wrong).double().mean().item()
+
+
+def test_a_run_logs_the_models_the_taps_and_both_results(tmp_path, teacher_file):
+    run = validating(tmp_path, build_distiller(teacher_checkpoint=teacher_file))
+    lines = Lines(run)
+    run.train()
+    teacher, student = build_model(wide_resnet(2)), build_model(wide_resnet(1))
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (teacher, student)]
+    teacher.load_state_dict(torch.load(teacher_file)['state_dict'])
+
+    summary = lines.one('Distillation: ')
+    assert f'teacher {sizes[0]:,} parameters, student {sizes[1]:,} parameters ({sizes[1] / sizes[0]:.1%}' in summary
+    connectors = sum(16 * n * 32 * n + 2 * 32 * n for n in (1, 2, 4))
+    assert f'connectors {connectors:,}' in summary
+    rows = [line.split() for line in summary.splitlines()[2:]]
+    assert rows == [
+        [tap['teacher'], channels[0], size, tap['teacher'], tap['student'], channels[1], size, weight]
+        for tap, channels, size, weight in zip(
+            TAPS, (('32', '16'), ('64', '32'), ('128', '64')), ('16x16', '8x8', '4x4'), ('0.25', '0.5', '1'))]
+    assert lines.one('Teacher: ') == f'Teacher: {error_of(teacher):.2f} % error'
+    error = f'{error_of(run.model.student):.2f} % error (iteration 2)'
+    assert lines.one('Student: ') == f'Student: best {error}, last {error}'
+
+
+def test_the_strength_of_the_distillation_is_logged_once_before_training(tmp_path, teacher_file):
+    model = build_distiller(teacher_checkpoint=teacher_file)
+    model.init_weights()
+    reference = copy.deepcopy(model).train()
+    losses = reference(*batch(seed=0), mode='loss')
+    task = losses.pop('loss_task').item()
+    distillation = sum(value.item() for value in losses.values())
+    run = validating(tmp_path, model, epochs=2)
+    lines = Lines(run)
+    run.train()
+    numbers = re.findall(r'[\d.]+(?:e[+-]\d+)?(?= times|,| \()', lines.one('Step 0: '))[:3]
+    assert [float(number) for number in numbers] == pytest.approx([task, distillation, distillation / task], rel=0.05)
+
+
+def test_a_resumed_training_tells_the_strength_where_it_goes_on(tmp_path, teacher_file):
+    run = validating(tmp_path, build_distiller(teacher_checkpoint=teacher_file), epochs=2)
+    run._train_loop = run.build_train_loop(run._train_loop)
+    run._train_loop._iter = 7
+    run.optim_wrapper = run.build_optim_wrapper(run.optim_wrapper)
+    lines = Lines(run)
+    SummaryHook(validate_teacher=False).before_train(run)
+    assert lines.one('Step ').startswith('Step 7: task loss')
+
+
+def test_validation_of_the_teacher_can_be_left_out_and_does_not_change_the_training(tmp_path, teacher_file):
+    results = []
+    for validate_teacher in (True, False):
+        model = build_distiller(teacher_checkpoint=teacher_file)
+        folder = tmp_path / str(validate_teacher)
+        run = validating(folder, model, hook=SummaryHook(validate_teacher), randomness=dict(seed=0))
+        lines = Lines(run)
+        run.train()
+        assert any(message.startswith('Teacher: ') for message in lines.messages) == validate_teacher
+        results.append(run.model.state_dict())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_validation_leaves_the_modes_of_the_teacher(tmp_path, teacher_file):
+    model = build_distiller(teacher_checkpoint=teacher_file)
+    run = validating(tmp_path, model)
+    run._val_loop = run.build_val_loop(run._val_loop)
+    modes = {name: module.training for name, module in model.teacher.named_modules()}
+    assert set(modes.values()) == {True, False}
+    metrics = validate(run, model.teacher)
+    assert metrics['accuracy/top1'] == pytest.approx(100 - error_of(model.teacher), abs=1e-4)
+    assert {name: module.training for name, module in model.teacher.named_modules()} == modes
+
+
+def test_a_student_alone_gets_its_size_and_its_result(tmp_path):
+    run = validating(tmp_path, build_model(wide_resnet()))
+    lines = Lines(run)
+    run.train()
+    assert lines.one('Student alone') == f'Student alone: {count_parameters(run.model):,} parameters'
+    assert lines.one('Student: ').startswith(f'Student: best {error_of(run.model):.2f} % error')
+    assert not any(message.startswith(('Teacher', 'Step 0', 'Distillation')) for message in lines.messages)
+
+
+class Given(Hook):
+    """Feeds a summary one result after each epoch, in place of a validation."""
+
+    def __init__(self, summary, results):
+        self.summary, self.results = summary, list(results)
+
+    def after_train_epoch(self, runner):
+        self.summary.after_val_epoch(runner, self.results[runner.epoch])
+
+
+@pytest.mark.parametrize(('name', 'values', 'best', 'last'), [
+    ('accuracy/top1', (60, 80, 70, 80), '20.00 % error (iteration 2)', '20.00 % error (iteration 4)'),
+    ('mIoU', (60, 80, 70, 75), '80.00 % mIoU (iteration 2)', '75.00 % mIoU (iteration 4)'),
+])
+def test_best_and_last_of_several_results(tmp_path, name, values, best, last):
+    results = [{'accuracy/top5': 99.0, name: float(value), 'zzz': 1.0} for value in values]
+    summary = SummaryHook()
+    run = runner(tmp_path, build_model(wide_resnet()), [batch()], 4, sgd(), [Given(summary, results), summary])
+    lines = Lines(run)
+    run.train()
+    assert lines.one('Student: ') == f'Student: best {best}, last {last}'
+
+
+def test_the_best_result_survives_a_resumption(tmp_path):
+    def training(epochs, values, resume):
+        results = [{'accuracy/top1': float(value)} for value in values]
+        summary = SummaryHook()
+        run = runner(
+            tmp_path, build_model(wide_resnet()), [batch()], epochs, sgd(), [Given(summary, results), summary],
+            default_hooks=dict(sampler_seed=None, checkpoint=dict(type='CheckpointHook', interval=1)), resume=resume,
+            experiment_name=f'{tmp_path}{epochs}')
+        lines = Lines(run)
+        run.train()
+        return lines.one('Student: ')
+
+    # The checkpoint of an epoch is written before its result is known, as it is with a real validation.
+    assert training(3, (90, 60, 50), resume=False).startswith('Student: best 10.00 % error (iteration 1), last 50.00')
+    resumed = training(4, (0, 0, 0, 70), resume=True)
+    assert resumed == 'Student: best 10.00 % error (iteration 1), last 30.00 % error (iteration 4)'
+
+
+def test_without_a_validation_there_is_no_result(tmp_path):
+    run = runner(tmp_path, build_model(wide_resnet()), [batch()], 1, sgd(), [SummaryHook()])
+    lines = Lines(run)
+    run.train()
+    assert not any(message.startswith('Student: ') for message in lines.messages)
+
+
+def test_headline_takes_the_metric_that_is_there():
+    assert headline({'accuracy/top1': 79.11, 'accuracy/top5': 95.0}) == '20.89 % error'
+    assert headline({'aAcc': 93.0, 'mIoU': 73.98}) == '73.98 % mIoU'
+    assert headline({'other': 1.5, 'more': 2.0}) == '1.50 other'
+
+
+def test_description_names_the_batch_norm_that_was_given(teacher_file):
+    taps = [dict(TAPS[0], margin_norm='backbone.block2.0.bn1'), dict(TAPS[1], margin_norm='backbone.block2.0.bn2')]
+    text = describe(build_distiller(teacher_checkpoint=teacher_file, taps=taps))
+    assert [line.split()[3] for line in text.splitlines()[2:]] == ['backbone.block2.0.bn1', 'backbone.block2.0.bn2']
+
+
+def test_description_says_where_margins_are_from_data(teacher_file):
+    """As they are where no batch norm comes before the tap."""
+    text = describe(build_distiller(teacher_checkpoint=teacher_file, taps=[
+        dict(teacher='backbone.conv1', student='backbone.conv1')]))
+    assert text.splitlines()[-1].split()[:4] == ['backbone.conv1', '16', '16x16', 'data']

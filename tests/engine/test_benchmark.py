@@ -1,0 +1,123 @@
+"""tools/benchmark.py on the digits: what it measures is there, and is of what it says. No time is judged."""
+
+import json
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+from test_tools import CONFIG, ROOT
+
+from overhaul.engine import benchmark
+from overhaul.files.settings import read_config
+from overhaul.method.distiller import OverhaulDistiller
+
+
+@pytest.fixture(scope='module')
+def measured(tmp_path_factory):
+    """What the tool prints and writes for one mode, three rounds, batches of 4."""
+    out = tmp_path_factory.mktemp('benchmark') / 'out.json'
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('builtins.print', lambda *text, **_: lines.append(' '.join(map(str, text))))
+        patch.setattr(sys, 'argv', [
+            'benchmark.py', CONFIG, '--batch-size', '4', '--rounds', '3', '--device', 'cpu', '--modes',
+            'bfloat16', '--json', str(out)])
+        runpy.run_path(str(ROOT / 'tools/benchmark.py'), run_name='__main__')
+    return lines, json.loads(out.read_text())
+
+
+def test_every_variant_has_time_ratio_and_memory(measured):
+    lines, result = measured
+    assert list(result['variants']) == ['floor', 'student', 'bfloat16']
+    floor = result['variants']['floor']
+    for name, variant in result['variants'].items():
+        assert len(variant['seconds']) == 3 and min(variant['seconds']) > 0
+        ratios = np.divide(variant['seconds'], floor['seconds'])
+        assert variant['ratio']['median'] == pytest.approx(np.median(ratios))
+        assert variant['ratio']['first_quartile'] <= variant['ratio']['median'] <= variant['ratio']['third_quartile']
+        assert variant['images_per_second'] == pytest.approx(4 / np.median(variant['seconds']))
+        assert variant['memory_ratio'] == pytest.approx(variant['memory'] / floor['memory'])
+        assert any(line.startswith(name) and f'{variant["ratio"]["median"]:.3f}' in line
+                   for line in '\n'.join(lines).splitlines())
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    monkeypatch.setattr(benchmark, 'measure', None)
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', CONFIG, '--json', str(tmp_path / 'file/out.json')])
+    with pytest.raises(SystemExit, match=r'^error: .*file'):
+        runpy.run_path(str(ROOT / 'tools/benchmark.py'), run_name='__main__')
+
+
+def test_the_setting_is_told(measured):
+    setting = measured[1]['setting']
+    assert setting['config'] == 'digits_wrn16_2_wrn10_1.py' and setting['torch'] == torch.__version__
+    assert (setting['batch_size'], setting['image_size'], setting['rounds']) == (4, [16, 16], 3)
+
+
+def test_variants_take_turns_in_a_new_order_each_round():
+    calls = []
+    seconds = benchmark._take_turns({name: lambda name=name: calls.append(name) for name in 'abcd'}, 6, 'cpu')
+    rounds = [tuple(calls[i:i + 4]) for i in range(0, 24, 4)]
+    assert all(sorted(order) == list('abcd') for order in rounds) and len(set(rounds)) > 1
+    assert {name: len(turns) for name, turns in seconds.items()} == dict.fromkeys('abcd', 6)
+
+
+def test_each_variant_steps_what_it_says(monkeypatch):
+    seen = []
+    build = benchmark._build
+    monkeypatch.setattr(benchmark, '_build', lambda *arguments: seen.append(build(*arguments)) or seen[-1])
+    cfg = read_config(CONFIG)
+    for variant in ('floor', 'eager', 'channels_last'):
+        seen.clear()
+        step = benchmark.build_step(cfg, variant, 4, 'cpu')
+        student = seen[-1].student if variant != 'floor' else seen[-1]
+        weight = student.backbone.conv1.weight
+        before = weight.detach().clone()
+        step()
+        assert not torch.equal(weight, before)  # a whole step, up to the update
+        assert [isinstance(model, OverhaulDistiller) for model in seen] == (
+            [False, False] if variant == 'floor' else [True])
+        channels_last = student.backbone.block2[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+        assert channels_last == (variant == 'channels_last')
+    assert cfg.train_dataloader.batch_size == 50  # left as it was
+
+
+def test_the_floor_is_a_forward_pass_of_the_teacher_and_a_step_of_the_student(monkeypatch):
+    models, passes = [], []
+    build = benchmark._build
+    monkeypatch.setattr(benchmark, '_build', lambda *arguments: models.append(build(*arguments)) or models[-1])
+    step = benchmark.build_step(read_config(CONFIG), 'floor', 4, 'cpu')
+    for model in models:
+        model.backbone.bn1.register_forward_hook(lambda module, args, out, model=model: passes.append(
+            (models.index(model), module.training, out.requires_grad)))
+    step()
+    assert passes == [(0, True, False), (1, True, True)]
+
+
+def test_memory_grows_with_the_batch():
+    small, large = (benchmark._in_fresh_process(benchmark.memory, read_config(CONFIG), 'floor', size, 'cpu')
+                    for size in (50, 200))
+    assert 1.5 * small < large < 4 * small
+
+
+def test_a_mode_that_does_not_work_here_is_told_and_the_others_are_measured(monkeypatch):
+    monkeypatch.setattr('shutil.which', lambda name: None)
+    monkeypatch.setattr(benchmark, '_in_fresh_process', lambda *_: 2**20)
+    result = benchmark.measure(read_config(CONFIG), 2, 'cpu', 1, ['compile'], progress=lambda _: None)
+    assert result['variants']['compile']['failed'].startswith('ValueError: torch compiles with a C++ compiler, and')
+    assert 'compile                         does not work here: ValueError: torch compiles' in benchmark.table(result)
+    assert result['variants']['student']['memory_ratio'] == 1
+
+
+@pytest.mark.parametrize('config, device, modes, message', [
+    ('digits_wrn16_2_wrn10_1', 'cpu', ['bfloat'], 'There is no mode "bfloat". Nearest: bfloat16'),
+    ('digits_wrn16_2', 'cpu', ['eager'], 'which has no student'),
+    ('digits_wrn16_2_wrn10_1', 'cuda', ['eager'], 'torch sees no GPU here'),
+])
+def test_what_cannot_be_measured_is_refused(config, device, modes, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match=message):
+        benchmark.measure(read_config(ROOT / f'configs/{config}.py'), 2, device, 1, modes)

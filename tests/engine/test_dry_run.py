@@ -1,0 +1,54 @@
+"""A dry run as it is prepared; that it runs, for every config that ships, is in test_configs.py."""
+
+from pathlib import Path
+
+import pytest
+from test_tools import CONFIG, run_in_process
+
+from overhaul.engine import dry_run
+from overhaul.files.settings import read_config
+
+CONFIGS = Path(CONFIG).parent
+
+
+@pytest.mark.parametrize(('config', 'size'), [
+    (CONFIGS / 'voc_r101_r18.py', (513, 513)),  # model.input_size
+    (CONFIGS / 'digitscenes_r34.py', (64, 64)),  # what the data preprocessor fills images up to
+    ('mmseg::unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64.py', (64, 64)),
+    (CONFIGS / 'digits_wrn16_2.py', (16, 16)),  # what the pipeline crops to
+    ('mmpretrain::resnet/resnet18_8xb16_cifar10.py', (32, 32)),
+    ('mmpretrain::resnet/resnet50_8xb32_in1k.py', (224, 224)),
+])
+def test_images_have_the_size_that_the_config_trains_on(config, size):
+    cfg = read_config(config)
+    dry_run.prepare(cfg)
+    assert cfg.train_dataloader.dataset.size == cfg.val_dataloader.dataset.size == size
+
+
+def test_images_of_data_that_tell_no_size_are_of_224():
+    cfg = read_config(CONFIGS / 'digits_wrn16_2.py', {'train_dataloader.dataset.pipeline': []})
+    dry_run.prepare(cfg)
+    assert cfg.train_dataloader.dataset.size == (224, 224)
+
+
+def test_it_goes_on_from_no_checkpoint():
+    cfg = read_config(CONFIG, {'load_from': 'nowhere.pth', 'resume': True})
+    dry_run.prepare(cfg)
+    assert (cfg.load_from, cfg.resume) == (None, False)
+
+
+def test_without_validation_data_it_trains_only(tmp_path, capsys):
+    parts = 'val_dataloader', 'val_evaluator', 'val_cfg'
+    run_in_process(tmp_path, 'train.py', CONFIG, '--dry-run', options=[f'{part}=None' for part in parts])
+    assert 'Dry run: ok. 2 training steps, ' in capsys.readouterr().out
+
+
+def test_it_begins_with_random_weights_whatever_was_to_be_loaded():
+    pretrained, normal = dict(type='Pretrained', checkpoint='nowhere.pth'), dict(type='Normal', layer='Conv2d')
+    model = dict(
+        pretrained='nowhere.pth', data_preprocessor=None, backbone=dict(depth=18, init_cfg=pretrained, pretrained=True),
+        head=dict(init_cfg=[pretrained, normal, pretrained]))
+    dry_run.without_downloads(model)
+    assert model == dict(
+        pretrained=None, data_preprocessor=None, backbone=dict(depth=18, pretrained=False),
+        head=dict(init_cfg=[normal]))
