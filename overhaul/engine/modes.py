@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -51,12 +50,13 @@ class Bfloat16OptimWrapper(OptimWrapper):
     mmengine's AmpOptimWrapper, which has float16 and scales, refuses the CPU. Takes the arguments of ``OptimWrapper``.
 
     Raises:
-        ValueError: If the GPU has no bfloat16.
+        ValueError: If the model is on a GPU that has no bfloat16.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        if torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        weight = self.optimizer.param_groups[0]['params'][0]
+        if weight.device.type == 'cuda' and not torch.cuda.is_bf16_supported():
             raise ValueError(
                 f'The {torch.cuda.get_device_name()} does not compute in bfloat16. Train in float32, or in float16: '
                 'optim_wrapper.type=AmpOptimWrapper.')
@@ -64,7 +64,8 @@ class Bfloat16OptimWrapper(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Enter autocast around the forward pass."""
-        with super().optim_context(model), torch.autocast(get_device(), dtype=torch.bfloat16):
+        device = next(model.parameters()).device.type  # which need not be what the machine has
+        with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
             yield
 
 

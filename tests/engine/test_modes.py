@@ -9,6 +9,7 @@ from golden import inputs, load_golden
 from mmengine.config import Config
 from small_models import batch, build_distiller
 from test_tools import CONFIG, checkpoints, last_error, records, run_in_process
+from torch._subclasses import FakeTensorMode
 
 from overhaul import partial_l2
 from overhaul.engine import modes
@@ -148,8 +149,23 @@ def test_unknown_and_unsupported_modes_are_refused(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match='optim_wrapper of type "AmpOptimWrapper", in whose place .*Leave .*--amp'):
         run(tmp_path, '--amp', options=['optim_wrapper.type=AmpOptimWrapper'])
     assert not checkpoints(tmp_path)
+
+
+@pytest.fixture
+def old_gpu(monkeypatch):
+    """Let the machine have a GPU that does not compute in bfloat16; give a model on it, and one on the CPU."""
+    with FakeTensorMode():  # whose tensors are where they say, without a GPU
+        models = [torch.nn.Linear(1, 1, device=device) for device in ('cuda', 'cpu')]
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cuda')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: False)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'Old GPU')
+    return models
+
+
+def test_the_device_is_that_of_the_model_and_not_the_best_of_the_machine(old_gpu):
+    on_gpu, on_cpu = (torch.optim.SGD(model.parameters(), lr=1.0) for model in old_gpu)
     with pytest.raises(ValueError, match='The Old GPU does not compute in bfloat16'):
-        modes.Bfloat16OptimWrapper(torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0))
+        modes.Bfloat16OptimWrapper(on_gpu)
+    with modes.Bfloat16OptimWrapper(on_cpu).optim_context(old_gpu[1]):
+        assert torch.is_autocast_enabled('cpu') and not torch.is_autocast_enabled('cuda')
