@@ -56,7 +56,7 @@ class Bfloat16OptimWrapper(OptimWrapper):
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         weight = self.optimizer.param_groups[0]['params'][0]
-        if weight.device.type == 'cuda' and not torch.cuda.is_bf16_supported():
+        if weight.device.type == 'cuda' and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise ValueError(
                 f'The {torch.cuda.get_device_name()} does not compute in bfloat16. Train in float32, or in float16: '
                 'optim_wrapper.type=AmpOptimWrapper.')

@@ -1,6 +1,7 @@
 """Each mode trains the same, within its precision, and says what it does not go with."""
 
 import functools
+from types import SimpleNamespace
 
 import parity
 import pytest
@@ -153,12 +154,14 @@ def test_unknown_and_unsupported_modes_are_refused(monkeypatch, tmp_path):
 
 @pytest.fixture
 def old_gpu(monkeypatch):
-    """Let the machine have a GPU that does not compute in bfloat16; give a model on it, and one on the CPU."""
+    """Let the machine have a GPU that only emulates bfloat16; give a model on it, and one on the CPU."""
     with FakeTensorMode():  # whose tensors are where they say, without a GPU
         models = [torch.nn.Linear(1, 1, device=device) for device in ('cuda', 'cpu')]
     monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cuda')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: False)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(major=7))
+    monkeypatch.setattr(torch.cuda, '_check_bf16_tensor_supported', lambda device: True)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'Old GPU')
     return models
 
