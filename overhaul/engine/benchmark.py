@@ -49,9 +49,10 @@ def measure(
     whatever else slows the machine down meets all alike. The ratio to the floor is taken within a round. With a single
     thread on a CPU the seconds are those of the processor, which do not count while it runs other programs.
 
-    Memory: each variant takes its steps in a fresh process. On a GPU it is the peak of torch's allocator. On a CPU it
-    is what the peak of resident memory adds, during the steps, to what was resident when the models had been built,
-    while freed memory is given back: what is in use at a time. A training keeps it and takes somewhat more. With
+    Memory: each variant takes its steps in a fresh process. On a GPU it is the peak of torch's allocator during steps
+    after the warm-up, in which algorithms are tried that need more. On a CPU it is what the peak of resident memory
+    adds, during the steps, to what was resident when the models had been built, while freed memory is given back: what
+    is in use at a time. A training keeps it and takes somewhat more. With
     compilation it is left out, since the compiler's own memory would be in it.
 
     Args:
@@ -77,6 +78,25 @@ def measure(
         modes.turn_on(copy.deepcopy(cfg), parts(mode))
     if device == 'cpu':
         malloc.keep_freed()  # as a training does
+    variants = _speed(cfg, batch_size, device, rounds, chosen, progress)
+    if device == 'cuda':
+        gc.collect()
+        torch.cuda.empty_cache()  # or the processes that follow have so much less
+    for name, variant in variants.items():
+        if 'failed' in variant:
+            continue
+        variant['ratio'] = quartiles(np.divide(variant['seconds'], variants[FLOOR]['seconds']))
+        if device == 'cuda' or 'compile' not in name:
+            progress(f'{name}: memory')
+            variant['memory'] = _in_fresh_process(memory, cfg, name, batch_size, device)
+            variant['memory_ratio'] = variant['memory'] / variants[FLOOR]['memory']
+    return {'setting': _setting(cfg, batch_size, device, rounds), 'variants': variants}
+
+
+def _speed(
+        cfg: Config, batch_size: int, device: str, rounds: int, chosen: Sequence[str],
+        progress: Callable[[str], None]) -> dict[str, dict]:
+    """Return what :func:`measure` does but memory and ratios. Whatever was built is out of use then."""
     steps, variants = {}, {}
     for name in (FLOOR, STUDENT, *chosen):
         progress(f'{name}: building and warming up')
@@ -91,16 +111,7 @@ def measure(
             variants[name] = {'failed': _first_sentence(error)}
     for name, seconds in _take_turns(steps, rounds, device).items():
         variants[name] = {'seconds': seconds, 'images_per_second': batch_size / float(np.median(seconds))}
-    steps.clear()
-    for name, variant in variants.items():
-        if 'failed' in variant:
-            continue
-        variant['ratio'] = quartiles(np.divide(variant['seconds'], variants[FLOOR]['seconds']))
-        if device == 'cuda' or 'compile' not in name:
-            progress(f'{name}: memory')
-            variant['memory'] = _in_fresh_process(memory, cfg, name, batch_size, device)
-            variant['memory_ratio'] = variant['memory'] / variants[FLOOR]['memory']
-    return {'setting': _setting(cfg, batch_size, device, rounds), 'variants': variants}
+    return variants
 
 
 def parts(mode: str) -> list[str]:
@@ -195,9 +206,11 @@ def memory(cfg: Config, variant: str, batch_size: int, device: str) -> int:
     step = build_step(cfg, variant, batch_size, device)
     gc.collect()
     if device == 'cuda':
-        for _ in range(_WARM_UP):
-            step()
-        torch.cuda.synchronize()
+        for _ in ('warm-up', 'measured'):
+            torch.cuda.reset_peak_memory_stats()
+            for _ in range(_WARM_UP):
+                step()
+            torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
     malloc.give_back_freed()  # also what building left behind, which would take some of the growth in
     Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew

@@ -3,6 +3,8 @@
 import json
 import runpy
 import sys
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +103,46 @@ def test_memory_grows_with_the_batch():
     small, large = (benchmark._in_fresh_process(benchmark.memory, read_config(CONFIG), 'floor', size, 'cpu')
                     for size in (50, 200))
     assert 1.5 * small < large < 4 * small
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Stands in for a GPU: its allocator, which knows what is in use, and the most that was, and keeps what is freed.
+
+    The steps that are built from now on take 100 when they warm up, and 10 later.
+    """
+    memory = SimpleNamespace(peak=0, kept=0, steps=weakref.WeakSet())
+
+    def build_step(cfg, variant, batch_size, device):
+        taken = iter([100] * benchmark._WARM_UP)
+
+        def step():
+            memory.peak = max(memory.peak, next(taken, 10))
+            memory.kept += 1
+        memory.steps.add(step)
+        return step
+
+    monkeypatch.setattr(benchmark, 'build_step', build_step)
+    for name, action in dict(
+            is_available=lambda: True, synchronize=lambda: None, max_memory_allocated=lambda: memory.peak,
+            reset_peak_memory_stats=lambda: setattr(memory, 'peak', 0),
+            empty_cache=lambda: setattr(memory, 'kept', 0), get_device_name=lambda: 'GPU').items():
+        monkeypatch.setattr(torch.cuda, name, action)
+    return memory
+
+
+def test_the_peak_on_a_gpu_is_not_that_of_the_warm_up(gpu):
+    assert benchmark.memory(None, 'eager', 4, 'cuda') == 10
+
+
+def test_nothing_is_left_on_the_gpu_while_a_fresh_process_measures_its_memory(gpu, monkeypatch):
+    def in_fresh_process(*_):
+        assert not gpu.steps and gpu.kept == 0
+        return 1
+
+    monkeypatch.setattr(benchmark, '_in_fresh_process', in_fresh_process)
+    result = benchmark.measure(read_config(CONFIG), 4, 'cuda', 1, ['eager'], progress=lambda _: None)
+    assert [variant['memory'] for variant in result['variants'].values()] == [1, 1, 1]
 
 
 def test_a_mode_that_does_not_work_here_is_told_and_the_others_are_measured(monkeypatch):
