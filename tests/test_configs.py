@@ -20,8 +20,8 @@ from tiny_data import write_cifar100, write_imagenet, write_voc
 
 from overhaul.datasets import CIFAR100
 from overhaul.engine import dry_run
-from overhaul.files.checkpoints import to_model_keys
 from overhaul.files.settings import read_config
+from overhaul.files.weights import to_model_keys
 from overhaul.registry import build
 
 REPOSITORY = Path(__file__).parents[1]

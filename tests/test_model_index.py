@@ -10,8 +10,8 @@ import pytest
 from mmengine.runner import Runner
 
 from overhaul.engine.hooks.summary import count_parameters, main_metric
-from overhaul.files.checkpoints import load_weights
 from overhaul.files.settings import read_config, student_only
+from overhaul.files.weights import load_weights
 from overhaul.registry import build
 
 ROOT = Path(__file__).parents[1]

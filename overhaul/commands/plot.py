@@ -25,8 +25,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.checkpoints import load_distiller, load_weights
 from overhaul.files.settings import read_config, student_only
+from overhaul.files.weights import load_distiller, load_weights
 from overhaul.registry import build
 from overhaul.reports import pictures
 from overhaul.reports.logs import read_log, read_results

@@ -18,8 +18,8 @@ from torch import nn
 
 from overhaul.engine.dry_run import without_downloads
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.checkpoints import load_weights
 from overhaul.files.settings import model_of
+from overhaul.files.weights import load_weights
 from overhaul.method.margins import margin_from_batch_norm
 from overhaul.method.stages import auto_taps, find_stages, head_taps
 from overhaul.method.taps import Tap, Taps

@@ -13,8 +13,8 @@ from overhaul import compat
 from overhaul.datasets import voc_submission
 from overhaul.engine.hooks.runner import bare_model
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.checkpoints import load_weights
 from overhaul.files.settings import Overrides, read_config, student_only, teacher_only
+from overhaul.files.weights import load_weights
 from overhaul.tasks.results import headline
 
 

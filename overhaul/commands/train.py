@@ -16,8 +16,9 @@ from overhaul import compat
 from overhaul.engine import dry_run, exact_resume, malloc, modes, same_start
 from overhaul.engine.hooks.runner import bare_model
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.checkpoints import check_resumable, latest_checkpoint, read_checkpoint
+from overhaul.files.checkpoints import latest_checkpoint, read_checkpoint
 from overhaul.files.settings import Overrides, read_config, student_only
+from overhaul.files.weights import check_resumable
 
 
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:

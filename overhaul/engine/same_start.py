@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from overhaul.engine.hooks.runner import bare_model
-from overhaul.files.checkpoints import checksum
+from overhaul.files.weights import checksum
 from overhaul.method.distiller import OverhaulDistiller
 
 _DECISIVE = (

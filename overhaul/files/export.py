@@ -16,8 +16,9 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from overhaul import __version__
-from overhaul.files.checkpoints import load_weights, read_checkpoint
+from overhaul.files.checkpoints import read_checkpoint
 from overhaul.files.settings import read_config, student_only
+from overhaul.files.weights import load_weights
 from overhaul.registry import DATASETS, MODELS, build
 
 # Types of this package that a student's answers do not depend on, and what plain mmpretrain and mmseg have for them.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from overhaul.files.checkpoints import checksum, load_weights
 from overhaul.files.settings import model_of
+from overhaul.files.weights import checksum, load_weights
 from overhaul.method.at_once import at_once, possible
 from overhaul.method.memory_format import quickest
 from overhaul.method.normalization import Renormalize
