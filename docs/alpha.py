@@ -26,7 +26,7 @@ from overhaul.engine import dry_run
 from overhaul.files.settings import read_config
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.probe import Strength, measure
-from overhaul.registry import build
+from overhaul.registry import build, is_type
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 SEEDS = 3  # one for large images, which take minutes
@@ -56,7 +56,7 @@ class Photographs(dry_run.RandomImages):
 
 def batch_of(cfg: Config, seed: int) -> dict:
     """Return a batch of the config: digits, or 32 small or 2 large photographs in place of its data."""
-    if cfg.train_dataloader.dataset.type.startswith('overhaul.Digit'):
+    if is_type(cfg.train_dataloader.dataset, 'overhaul.Digits', 'overhaul.DigitScenes'):
         cfg.train_dataloader.dataset.seed = seed
         return next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=seed)))
     head = cfg.model.student.get('decode_head') or cfg.model.student.head

@@ -30,7 +30,7 @@ from overhaul.files.settings import model_of
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.margins import NegativeMean
 from overhaul.method.stages import find_stages
-from overhaul.registry import build
+from overhaul.registry import build, is_type
 
 # Configs of mmpretrain whose networks take images of any size.
 CLASSIFIERS = [
@@ -106,7 +106,7 @@ TIMM = [
 # Those of timm that hand on no map unless they are asked for features.
 FEATURES_ONLY = ['swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224']
 # Those of mmpretrain that are built for a distillation of their own, and then cannot be trained.
-HEADS_THAT_LEARN_ALONE = ['EfficientFormerClsHead', 'LeViTClsHead']
+HEADS_THAT_LEARN_ALONE = ['mmpretrain.EfficientFormerClsHead', 'mmpretrain.LeViTClsHead']
 
 
 class Network(NamedTuple):
@@ -234,7 +234,7 @@ def look_at(network: Network) -> list[str]:
     cfg = network.config()
     without_downloads(cfg)
     segmentation = 'decode_head' in cfg
-    if cfg.get('head', {}).get('type') in HEADS_THAT_LEARN_ALONE:
+    if is_type(cfg.get('head'), *HEADS_THAT_LEARN_ALONE):
         cfg['head']['distillation'] = False
     if segmentation:
         cfg['data_preprocessor']['size'] = (network.side, network.side)

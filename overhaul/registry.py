@@ -5,14 +5,16 @@ import inspect
 import re
 import textwrap
 import traceback
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 
 from mmengine import registry as mmengine_registry
+from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import Registry, build_from_cfg
 from mmengine.runner import Runner
+from mmengine.utils import get_object_from_string
 from torch import nn
 
 from overhaul import compat
@@ -22,6 +24,8 @@ compat.apply()
 
 # mmengine's functions that make something of a part of a config.
 _BUILDERS = (build_from_cfg.__code__, Runner.build_dataloader.__code__)
+# mmengine's own registries, whose children are those of the packages.
+_ROOTS = [value for value in vars(mmengine_registry).values() if isinstance(value, Registry)]
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -40,6 +44,36 @@ HOOKS = _child(mmengine_registry.HOOKS, ['engine.hooks', 'engine.dry_run', 'engi
 OPTIM_WRAPPERS = _child(mmengine_registry.OPTIM_WRAPPERS, ['engine.modes'])
 METRICS = _child(mmengine_registry.METRICS, ['datasets.voc_submission'])
 PARAM_SCHEDULERS = _child(mmengine_registry.PARAM_SCHEDULERS, ['engine.schedulers'])
+
+
+def type_name(part: Mapping) -> str | None:
+    """Return the type that a part of a config asks for, by the name that it is registered under in its own package.
+
+    A class, and the path of one as ``'mmengine.hooks.CheckpointHook'``, become ``'mmengine.CheckpointHook'``; one that
+    is not registered there becomes its path. Other strings stay as they are; what has no type has None.
+    """
+    asked = part.get('type')
+    if isinstance(asked, LazyAttr | LazyObject):
+        asked = asked.build()
+    found = get_object_from_string(asked) if isinstance(asked, str) and asked.count('.') > 1 else asked
+    if not (inspect.isclass(found) or inspect.isroutine(found)):
+        return asked if isinstance(asked, str) else None
+    package = str(found.__module__).partition('.')[0]
+    for root in _ROOTS:
+        own = root if package == root.scope else root.children.get(package)
+        for name, known in own.module_dict.items() if own else ():
+            if known is found:
+                return f'{package}.{name}'
+    return f'{found.__module__}.{found.__qualname__}'
+
+
+def is_type(part: object, *names: str) -> bool:
+    """Return whether a part of a config asks for one of the types ``names``, which have their packages before them.
+
+    What the config gives without a package is taken to be of the one that is asked for.
+    """
+    name = type_name(part) if isinstance(part, Mapping) else None
+    return name is not None and any(name in (known, known.rpartition('.')[2]) for known in names)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

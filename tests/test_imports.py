@@ -97,6 +97,11 @@ def test_public_names_are_what_the_source_says():
         assert getattr(overhaul, name).__module__.startswith(f'overhaul.{module}')
 
 
+def test_a_config_may_name_every_registered_class_by_importing_it_from_the_package():
+    missing = {name for _, name, _ in registered()} - overhaul._PUBLIC.keys()
+    assert not missing
+
+
 def test_the_bare_import_is_light():
     run = run_fresh('import sys, overhaul; print(overhaul.__version__, "torch" in sys.modules)')
     assert run.stdout.strip() == f'{overhaul.__version__} False', run.stderr

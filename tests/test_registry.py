@@ -1,10 +1,18 @@
+import mmengine
 import pytest
 import torch
+from mmengine.config import ConfigDict
+from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.dataset import default_collate
+from mmengine.hooks import CheckpointHook
+from mmengine.model import PretrainedInit
 from mmengine.registry import DefaultScope
+from mmpretrain.engine import EMAHook
 from torch import nn
 
+import overhaul
 from overhaul import ConvBNConnector
-from overhaul.registry import MODELS, build, nearest
+from overhaul.registry import MODELS, build, is_type, nearest, type_name
 
 
 def test_nearest_names_come_best_first():
@@ -103,3 +111,49 @@ def test_a_bug_in_a_component_is_no_mistake_of_the_config(register, mistake):
     register(TestBuggy)
     with pytest.raises((TypeError, KeyError)):
         build(dict(type='TestBuggy'), 'model', scope='overhaul')
+
+
+@pytest.mark.parametrize(('asked', 'name'), [
+    ('ResNet', 'ResNet'),
+    ('mmpretrain.ResNet', 'mmpretrain.ResNet'),
+    ('mmpretrain.models.backbones.ResNet', 'mmpretrain.ResNet'),
+    ('mmengine.hooks.CheckpointHook', 'mmengine.CheckpointHook'),
+    ('torch.optim.SGD', 'torch.optim.sgd.SGD'),
+    ('torch.optim.NoSuch', 'torch.optim.NoSuch'),
+    ('torch.nn.functional', 'torch.nn.functional'),  # a module, and no type
+    (CheckpointHook, 'mmengine.CheckpointHook'),
+    (PretrainedInit, 'mmengine.Pretrained'),  # registered under another name than its own
+    (EMAHook, 'mmpretrain.EMAHook'),
+    (default_collate, 'mmengine.default_collate'),
+    (overhaul.CalibrateHook, 'overhaul.CalibrateHook'),
+    (overhaul.OverhaulDistiller, 'overhaul.OverhaulDistiller'),
+    (LazyObject('overhaul', 'CalibrateHook'), 'overhaul.CalibrateHook'),
+    (LazyAttr('ResNet', LazyObject('mmpretrain.models')), 'mmpretrain.ResNet'),
+    (nn.GELU, 'torch.nn.modules.activation.GELU'),
+    (None, None),
+    (3, None),
+])
+def test_a_type_has_one_name_however_a_config_asks_for_it(asked, name):
+    assert type_name(dict(type=asked)) == name
+    assert type_name(ConfigDict(type=asked)) == name
+
+
+def test_what_asks_for_nothing_has_no_type():
+    assert type_name({}) is None
+    assert not any(is_type(part, 'mmengine.EMAHook') for part in (None, {}, [], 'mmengine.EMAHook', dict(type=None)))
+
+
+@pytest.mark.parametrize(('asked', 'expected'), [
+    ('EMAHook', True), ('mmengine.EMAHook', True), ('mmengine.hooks.EMAHook', True), (mmengine.hooks.EMAHook, True),
+    ('mmengine.IterTimerHook', False), ('mmpretrain.EMAHook', False), (EMAHook, False),
+])
+def test_a_type_is_known_by_its_package_too(asked, expected):
+    assert is_type(dict(type=asked), 'mmengine.EMAHook') == expected
+    assert is_type(dict(type=asked), 'overhaul.CalibrateHook', 'mmengine.EMAHook') == expected
+
+
+@pytest.mark.parametrize(
+    'asked', [CheckpointHook, PretrainedInit, EMAHook, overhaul.WideResNet, nn.GELU, default_collate])
+def test_a_registry_finds_the_class_under_its_name(asked):
+    registries = [value for value in vars(mmengine.registry).values() if isinstance(value, mmengine.registry.Registry)]
+    assert any(each.get(type_name(dict(type=asked))) is asked for each in registries)

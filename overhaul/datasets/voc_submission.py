@@ -10,13 +10,13 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from PIL import Image
 
-from overhaul.registry import METRICS
+from overhaul.registry import METRICS, is_type, type_name
 
 # Competition 6: segmentation with any training data, as the SBD masks and pretrained backbones are.
 _FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'
 _SERVER = 'http://host.robots.ox.ac.uk:8080'
 # Transforms that need a mask, or that make predictions other than at the size of the image file.
-_LEFT_OUT = ('LoadAnnotations', 'EvaluateAtInputSize')
+_LEFT_OUT = ('mmseg.LoadAnnotations', 'mmcv.LoadAnnotations', 'overhaul.EvaluateAtInputSize')
 
 
 def prepare(cfg: Config, folder: str) -> None:
@@ -28,13 +28,13 @@ def prepare(cfg: Config, folder: str) -> None:
         ValueError: If the config does not test on ``overhaul.PascalVOC``.
     """
     dataset = cfg.test_dataloader.dataset
-    if dataset.type != 'overhaul.PascalVOC':
+    if not is_type(dataset, 'overhaul.PascalVOC'):
         raise ValueError(
-            f'This config tests on {dataset.type}, and a submission to the server of Pascal VOC is made of its test '
-            'set. Name a config whose test_dataloader has an overhaul.PascalVOC, such as configs/voc_r101_r18.py.')
+            f'This config tests on {type_name(dataset)}, and a submission to the server of Pascal VOC is made of its '
+            'test set. Name a config whose test_dataloader has an overhaul.PascalVOC, such as configs/voc_r101_r18.py.')
     dataset.ann_file = 'ImageSets/Segmentation/test.txt'
     dataset.data_prefix.pop('seg_map_path', None)
-    dataset.pipeline = [step for step in dataset.pipeline if step.type.rpartition('.')[2] not in _LEFT_OUT]
+    dataset.pipeline = [step for step in dataset.pipeline if not is_type(step, *_LEFT_OUT)]
     cfg.test_evaluator = dict(type='overhaul.VOCSubmission', folder=folder)
 
 

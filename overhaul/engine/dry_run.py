@@ -15,7 +15,7 @@ from mmengine.structures import PixelData
 from torch.utils.data import Dataset
 
 from overhaul.files.settings import model_of
-from overhaul.registry import DATASETS, HOOKS
+from overhaul.registry import DATASETS, HOOKS, is_type
 
 _STEPS = 2
 
@@ -54,14 +54,14 @@ def prepare(cfg: Config) -> None:
         batch_size = min(loader.batch_size, cfg.train_dataloader.batch_size)
         loader.update(batch_size=batch_size, num_workers=0, persistent_workers=False)
         loader.dataset = ConfigDict(length=batch_size * batches, **data)
-    by_epoch = cfg.train_cfg.get('by_epoch', cfg.train_cfg.get('type') == 'EpochBasedTrainLoop')
+    by_epoch = cfg.train_cfg.get('by_epoch', is_type(cfg.train_cfg, 'mmengine.EpochBasedTrainLoop'))
     cfg.train_cfg.update(dict(max_epochs=1, val_interval=1) if by_epoch else
                          dict(max_iters=_STEPS, val_interval=_STEPS))
     cfg.default_hooks.update(checkpoint=None, logger=dict(type='LoggerHook', interval=1))
     cfg.default_hooks.pop('health', None)
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='overhaul.DryRunHook')]
     for hook in (*cfg.default_hooks.values(), *cfg.custom_hooks):
-        if hook and hook['type'] == 'overhaul.CalibrateHook':
+        if is_type(hook, 'overhaul.CalibrateHook'):
             hook['batches'] = _STEPS
 
 
@@ -80,7 +80,7 @@ def _sizes(data: object) -> Iterator[int | Sequence[int]]:
 def without_downloads(model: dict | list) -> None:
     """Edit the config of a model so that it begins with random weights, whatever it would have begun with."""
     for key, value in reversed(list(model.items() if isinstance(model, dict) else enumerate(model))):
-        if isinstance(value, dict) and value.get('type') == 'Pretrained':
+        if is_type(value, 'mmengine.Pretrained'):
             del model[key]
         elif key == 'pretrained':
             model[key] = False if isinstance(value, bool) else None

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from overhaul.engine.hooks.runner import bare_model
-from overhaul.registry import HOOKS, OPTIM_WRAPPERS, nearest
+from overhaul.registry import HOOKS, OPTIM_WRAPPERS, is_type, nearest, type_name
 
 MODES = ('bfloat16', 'channels_last', 'compile')
 
@@ -31,11 +31,10 @@ def turn_on(cfg: Config, modes: Collection[str]) -> None:
         if mode not in MODES:
             raise ValueError(f'There is no mode "{mode}". Nearest: {nearest(mode, MODES)}.')
     if 'bfloat16' in modes:
-        wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
-        if wrapper != 'OptimWrapper':
+        if 'type' in cfg.optim_wrapper and not is_type(cfg.optim_wrapper, 'mmengine.OptimWrapper'):
             raise ValueError(
-                f'The config has an optim_wrapper of type "{wrapper}", in whose place bfloat16 would put another. '
-                'Leave bfloat16 (--amp) out, or take the type out of the config.')
+                f'The config has an optim_wrapper of type "{type_name(cfg.optim_wrapper)}", in whose place bfloat16 '
+                'would put another. Leave bfloat16 (--amp) out, or take the type out of the config.')
         cfg.optim_wrapper.type = 'overhaul.Bfloat16OptimWrapper'
     hooks = {'channels_last': 'overhaul.ChannelsLastHook', 'compile': 'overhaul.CompileHook'}
     cfg.custom_hooks = [

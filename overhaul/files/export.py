@@ -19,7 +19,7 @@ from overhaul import __version__
 from overhaul.files.checkpoints import read_checkpoint
 from overhaul.files.settings import read_config, student_only
 from overhaul.files.weights import load_weights
-from overhaul.registry import DATASETS, MODELS, build
+from overhaul.registry import DATASETS, MODELS, build, is_type, type_name
 
 # Types of this package that a student's answers do not depend on, and what plain mmpretrain and mmseg have for them.
 _PLAIN = {
@@ -30,7 +30,7 @@ _PLAIN = {
     'overhaul.PascalVOC': dict(type='mmseg.PascalVOCDataset'),
 }
 # What an exported config does without: mmseg's measure at the size of the image file; weights to begin training with.
-_LEFT_OUT = ('overhaul.EvaluateAtInputSize', 'Pretrained')
+_LEFT_OUT = ('overhaul.EvaluateAtInputSize', 'mmengine.Pretrained')
 
 _MARK = '# Exported by Overhaul'
 _TOLERANCE = 1e-4
@@ -260,17 +260,14 @@ def _plain(part: object, scope: str) -> object:
     mmseg finds its own transforms and models in a config by those short names.
     """
     if isinstance(part, dict):
-        part = {**part, **_PLAIN.get(part.get('type'), {})}
-        if isinstance(part.get('type'), str):
-            part['type'] = part['type'].removeprefix(f'{scope}.')
-        return {key: _plain(value, scope) for key, value in part.items() if not _left_out(value)}
+        part = {**part, **_PLAIN.get(type_name(part), {})}
+        name = type_name(part)
+        if name is not None:
+            part['type'] = name.removeprefix(f'{scope}.')
+        return {key: _plain(value, scope) for key, value in part.items() if not is_type(value, *_LEFT_OUT)}
     if isinstance(part, list | tuple):
-        return type(part)(_plain(child, scope) for child in part if not _left_out(child))
+        return type(part)(_plain(child, scope) for child in part if not is_type(child, *_LEFT_OUT))
     return part
-
-
-def _left_out(part: object) -> bool:
-    return isinstance(part, dict) and part.get('type') in _LEFT_OUT
 
 
 def _dataset_meta(checkpoint: dict, cfg: Config) -> dict[str, list]:
@@ -281,7 +278,7 @@ def _dataset_meta(checkpoint: dict, cfg: Config) -> dict[str, list]:
         loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
         dataset = loader.get('dataset', {})
         with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-            cls = registry.get(dataset['type']) if 'type' in dataset else None
+            cls = registry.get(type_name(dataset)) if 'type' in dataset else None
         known = {**getattr(cls, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
     known = {key: known[key] for key in ('classes', 'palette') if known.get(key) is not None}
     return json.loads(json.dumps(known, default=lambda array: array.tolist()))

@@ -17,7 +17,7 @@ from mmengine.hub import get_config
 from mmengine.runner import Runner
 
 from overhaul.files import own_configs
-from overhaul.registry import nearest
+from overhaul.registry import nearest, type_name
 
 # What the runner reads of a config beside what the config has to say, and an override may therefore bring in.
 _ABSENT_PARTS = {
@@ -174,8 +174,8 @@ def teacher_only(cfg: Config) -> ConfigDict:
 def _part(cfg: Config, name: str) -> ConfigDict:
     if name not in cfg.model:
         raise ValueError(
-            f'The model of this config is of type {cfg.model.type}, which has no {name}. This is for configs of an '
-            'overhaul.OverhaulDistiller.')
+            f'The model of this config is of type {type_name(cfg.model)}, which has no {name}. This is for '
+            'configs of an overhaul.OverhaulDistiller.')
     model = ConfigDict(model_of(cfg.model[name]))
     if 'data_preprocessor' in cfg.model:
         model.setdefault('data_preprocessor', cfg.model.data_preprocessor)

@@ -238,7 +238,7 @@ def test_of_every_config_no_more_than_the_network_and_the_digits_remain(path):
 
 def test_what_replaces_a_type_is_what_it_extends():
     for name, plain in export._PLAIN.items():
-        registry = MODELS if MODELS.get(name) else DATASETS
+        registry = MODELS if MODELS.get(plain['type']) else DATASETS
         assert issubclass(registry.get(name), registry.get(plain['type']))
 
 
