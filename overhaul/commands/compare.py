@@ -28,11 +28,14 @@ import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing import get_context
+from itertools import cycle
+from multiprocessing.context import SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from overhaul.commands import train as training
 from overhaul.errors import one_paragraph_errors
@@ -65,7 +68,8 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
     group.add_argument('--variant', nargs='+', action='append', metavar=('NAME', 'KEY=VALUE'),
                        help='a name, and what is other in this variant of the config; can be given several times')
     parser.add_argument('--sides', nargs='+', choices=[ALONE, DISTILLED], default=[ALONE, DISTILLED])
-    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs at a time; default: one per core')
+    parser.add_argument('--jobs', type=int, default=torch.cuda.device_count() or os.cpu_count(),
+                        help='runs at a time, spread over the GPUs; default: one per GPU, or per core without any')
     parser.add_argument('--work-dir', type=Path, help='where the runs go; default: work_dirs/compare/<config>')
     parser.add_argument('--csv', type=Path, metavar='OUT', help='file for one row per run')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for every run')
@@ -134,6 +138,26 @@ def train(command: list[str], work_dir: Path, setting: str) -> dict[str, float]:
     return results[-1]
 
 
+class OneGPUEach(SpawnContext):
+    """Starts processes that see one of the GPUs each, in turn, where there are any.
+
+    What a process sees must be in its environment before it asks torch for GPUs, as mmengine does when it is imported.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        count = torch.cuda.device_count()
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(count)))
+        self._gpus = cycle(visible.split(',')[:count])
+
+    def Process(self, *arguments: object, **keywords: object) -> BaseProcess:
+        """Return a process, to be started before the next one."""
+        gpu = next(self._gpus, None)
+        if gpu is not None:
+            os.environ['CUDA_VISIBLE_DEVICES'] = gpu
+        return super().Process(*arguments, **keywords)
+
+
 def table(results: Mapping[Run, float], variants: Sequence[str], sides: Sequence[str]) -> str:
     """Return the mean and 95 % interval of each side in each variant, and a paired test.
 
@@ -182,7 +206,7 @@ def run_all(arguments: argparse.Namespace) -> tuple[str, dict[str, list[str]], d
                 if (result := finished(work_dir, setting)) is not None:
                     metrics[run] = result
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
-    with ProcessPoolExecutor(arguments.jobs, get_context('spawn')) as pool:
+    with ProcessPoolExecutor(arguments.jobs, OneGPUEach()) as pool:
         runs = {pool.submit(train, *command): run for run, command in commands.items() if run not in metrics}
         try:
             for future in progress(as_completed(runs), 'Runs', len(runs)):

@@ -5,15 +5,17 @@ import re
 import runpy
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from overhaul.commands.compare import Run, table
+from overhaul.commands.compare import OneGPUEach, Run, parse_arguments, table
 from overhaul.reports.logs import read_log, read_results
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +100,23 @@ def test_a_run_that_fails_is_told_with_its_command(tmp_path):
     command, reason = exit_.value.code.splitlines()
     assert re.match(r'error: overhaul train .* model.margin.source=zeroo ', command)
     assert reason.startswith('stopped: error: The source of the margins is ')
+
+
+@pytest.mark.parametrize('visible, expected', [(None, ['0', '1']), ('4,7', ['4', '7'])])
+def test_runs_are_spread_over_the_gpus(visible, expected, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible) if visible else monkeypatch.delenv(
+        'CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    jobs = parse_arguments([CONFIG]).jobs
+    with ProcessPoolExecutor(jobs, OneGPUEach()) as pool:
+        tells = [pool.submit(subprocess.check_output, 'sleep 1; echo $CUDA_VISIBLE_DEVICES', shell=True, text=True)
+                 for _ in range(jobs)]
+        assert sorted(tell.result().strip() for tell in tells) == expected
+
+
+def test_without_a_gpu_there_is_a_run_for_each_core(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    assert parse_arguments([CONFIG]).jobs == os.cpu_count()
 
 
 def test_a_config_that_is_no_distillation_is_refused(tmp_path, monkeypatch):
