@@ -1,5 +1,6 @@
 """Models of a few thousand weights and the runs that tests make with them. Teachers get weights drawn from a seed."""
 
+import logging
 import warnings
 
 import torch
@@ -121,3 +122,19 @@ def sgd(lr=0.1, **paramwise):
     """The optimizer of every recipe: Nesterov SGD with weight decay."""
     optimizer = dict(type='SGD', lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     return ConfigDict(type='OptimWrapper', optimizer=optimizer, **paramwise)
+
+
+class Lines(logging.Handler):
+    """What the runner logs, message by message."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.messages = []
+        run.logger.addHandler(self)
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+    def one(self, start):
+        (message, ) = [message for message in self.messages if message.startswith(start)]
+        return message

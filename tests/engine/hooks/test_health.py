@@ -11,8 +11,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
-from small_models import batch, build_distiller, loader, runner, sgd
-from test_summary import Lines
+from small_models import Lines, batch, build_distiller, loader, runner, sgd
 from torch import nn
 
 from overhaul.engine.hooks import HealthHook, SummaryHook
@@ -266,7 +265,7 @@ import sys
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
-from small_models import batch, build_distiller, runner, sgd
+from small_models import Lines, batch, build_distiller, runner, sgd
 
 from overhaul import compat
 from overhaul.engine.hooks import HealthHook

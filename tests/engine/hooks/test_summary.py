@@ -1,32 +1,26 @@
 import copy
-import logging
 import re
 
 import pytest
 import torch
 from mmengine.hooks import Hook
-from small_models import TAPS, batch, build_distiller, build_model, loader, runner, save_teacher, sgd, wide_resnet
+from small_models import (
+    TAPS,
+    Lines,
+    batch,
+    build_distiller,
+    build_model,
+    loader,
+    runner,
+    save_teacher,
+    sgd,
+    wide_resnet,
+)
 
 from overhaul.engine.hooks import SummaryHook
 from overhaul.engine.hooks.runner import validate
 from overhaul.engine.hooks.summary import count_parameters, describe
 from overhaul.tasks.results import headline
-
-
-class Lines(logging.Handler):
-    """What the runner logs, message by message."""
-
-    def __init__(self, run):
-        super().__init__()
-        self.messages = []
-        run.logger.addHandler(self)
-
-    def emit(self, record):
-        self.messages.append(record.getMessage())
-
-    def one(self, start):
-        (message, ) = [message for message in self.messages if message.startswith(start)]
-        return message
 
 
 @pytest.fixture(scope='module')
