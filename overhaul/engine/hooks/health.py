@@ -104,7 +104,6 @@ class HealthHook(Hook):
         if self._skipped:
             runner.logger.warning(f'{self._skipped} steps were skipped, since their gradient was not finite.')
 
-    @torch.compiler.disable
     def _look(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group['params']
                       if parameter.grad is not None and parameter.numel()]

@@ -167,6 +167,17 @@ def test_compiled_step(tmp_path, monkeypatch):
     assert 'Iteration 2: the gradient of connectors.1.conv.weight is nan' in stopped(run)
 
 
+def test_a_step_that_mmengine_compiles_with_the_optimizer_in_it(tmp_path):
+    run = training(tmp_path, Spoil([1, 2]), HealthHook('skip'), cfg=dict(compile=dict(backend='eager')))
+    run.train()
+    assert run.message_hub.get_info('steps_skipped') == 2
+
+
+def test_the_compiler_is_not_loaded_before_it_is_needed():
+    code = 'import sys, overhaul.engine.hooks; sys.exit("torch._dynamo" in sys.modules)'
+    assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT).returncode == 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Before the first step
 
@@ -265,7 +276,7 @@ import sys
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
-from small_models import Lines, batch, build_distiller, runner, sgd
+from small_models import batch, build_distiller, runner, sgd
 
 from overhaul import compat
 from overhaul.engine.hooks import HealthHook
