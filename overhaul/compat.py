@@ -279,7 +279,7 @@ def prepare_launcher(cfg: Config) -> None:
         return
     _check_launched(launcher)
     if torch.cuda.is_available():
-        _check_local_rank()
+        _check_local_rank(launcher)
         return
     if cfg.get('sync_bn'):
         raise ValueError(
@@ -306,12 +306,14 @@ def _check_launched(launcher: str) -> None:
             'or leave the launcher out to train in a single process.')
 
 
-def _check_local_rank() -> None:
-    rank, gpus = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
+def _check_local_rank(launcher: str) -> None:
+    variable = {'pytorch': 'LOCAL_RANK', 'slurm': 'SLURM_LOCALID'}[launcher]
+    rank, gpus = int(os.environ.get(variable, 0)), torch.cuda.device_count()
+    visible = {'pytorch': 'in CUDA_VISIBLE_DEVICES', 'slurm': 'which --gpus-per-task and --gpu-bind hide'}[launcher]
     if rank >= gpus:
         raise ValueError(
             f'This is process {rank + 1} on this machine, which has {gpus} GPU{"s" * (gpus > 1)} for one process each. '
-            f'Ask for {gpus}, or make more visible in CUDA_VISIBLE_DEVICES.')
+            f'Ask for {gpus}, or make more visible, {visible}.')
 
 
 def _slurm_environment() -> None:

@@ -417,17 +417,20 @@ def test_missing_arguments(shell, script, arguments):
     assert (run.returncode, run.stdout) == (2, '') and run.stderr.startswith(f'usage: {script} ')
 
 
+@pytest.mark.parametrize('launcher, rank, place', [
+    ('pytorch', 'RANK', 'LOCAL_RANK'), ('slurm', 'SLURM_PROCID', 'SLURM_LOCALID')])
 @pytest.mark.parametrize('visible, expected', [
     (2, 'This is process 3 on this machine, which has 2 GPUs for one process each. Ask for 2,'), (3, None)])
-def test_more_processes_than_gpus(monkeypatch, visible, expected):
+def test_more_processes_than_gpus(monkeypatch, visible, expected, launcher, rank, place):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: visible)
-    monkeypatch.setenv('RANK', '2')
-    monkeypatch.setenv('LOCAL_RANK', '2')
-    cfg = Config(dict(launcher='pytorch'))
+    monkeypatch.setenv('LOCAL_RANK', '0')  # as train.py sets it where the launcher does not
+    monkeypatch.setenv(rank, '2')
+    monkeypatch.setenv(place, '2')
+    cfg = Config(dict(launcher=launcher))
     if expected is None:
         compat.prepare_launcher(cfg)
-        assert cfg.to_dict() == dict(launcher='pytorch')
+        assert cfg.to_dict() == dict(launcher=launcher)
     else:
         with pytest.raises(ValueError, match=expected):
             compat.prepare_launcher(cfg)

@@ -1,6 +1,7 @@
 import sys
 
 import pytest
+import torch
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.visualization import TensorboardVisBackend
 
@@ -57,6 +58,20 @@ def test_a_backend_without_its_package(monkeypatch, tmp_path):
         _ = TensorboardVisBackend(str(tmp_path)).experiment
     assert exit_.value.code == (
         'error: The config asks for something whose package is not installed. pip install future tensorboard')
+
+
+@pytest.mark.parametrize('error', [
+    torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.1 GiB'),
+    RuntimeError('CUDA error: out of memory'),
+    RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`')])
+def test_a_gpu_that_is_full(error):
+    with pytest.raises(SystemExit, match=r'^error: There is not enough memory for a step\.'), one_paragraph_errors():
+        raise error
+
+
+def test_a_machine_that_is_full():
+    with pytest.raises(SystemExit, match=r'^error: There is not enough memory for a step\.'), one_paragraph_errors():
+        torch.empty(2**60)
 
 
 @pytest.mark.parametrize('error', [ValueError('v'), KeyError('k'), TypeError("unexpected keyword argument 'x'"),

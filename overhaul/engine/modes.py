@@ -100,11 +100,14 @@ def compile_losses(model: nn.Module) -> None:
     anew for each learning rate, and breaks off in the data preprocessor.
 
     Raises:
-        ValueError: If there is no compiler for the CPU.
+        ValueError: If the compiler that torch needs for the device is not there.
     """
-    compilers = (os.environ.get('CXX', 'g++'), 'c++', 'clang++', 'cl')
-    if next(model.parameters()).device.type == 'cpu' and not any(map(shutil.which, compilers)):
+    if next(model.parameters()).device.type == 'cpu':
+        language, variable, compilers = 'C++', 'CXX', ('g++', 'c++', 'clang++', 'cl')
+    else:  # Triton builds what launches its kernels
+        language, variable, compilers = 'C', 'CC', ('gcc', 'clang')
+    if not any(map(shutil.which, (os.environ.get(variable, compilers[0]), *compilers))):
         raise ValueError(
-            'torch compiles with a C++ compiler, and finds none. Install one, as g++, or name it in CXX; or leave '
-            '--compile out.')
+            f'torch compiles with a {language} compiler, and finds none. Install one, as {compilers[0]}, or name it in '
+            f'{variable}; or leave --compile out.')
     model.loss = torch.compile(model.loss)

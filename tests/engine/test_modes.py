@@ -134,6 +134,12 @@ def test_compilation_asks_for_a_compiler(tmp_path, monkeypatch):
         run(tmp_path, '--compile')
 
 
+def test_compilation_for_a_gpu_asks_for_the_compiler_of_triton(old_gpu, monkeypatch):
+    monkeypatch.setattr('shutil.which', lambda name: name if name == 'g++' else None)
+    with pytest.raises(ValueError, match=r'with a C compiler, and finds none\. Install one, as gcc, or name it in CC'):
+        modes.compile_losses(old_gpu[0])
+
+
 def test_flags_are_lines_of_a_config():
     cfg = read_config(CONFIG)
     modes.turn_on(cfg, ['compile', 'bfloat16', 'channels_last'])
