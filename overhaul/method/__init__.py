@@ -1,13 +1,14 @@
 """The paper's method, a file for each part. In this order they follow a batch from the image to the loss:
 
 1. ``taps``: where features are read inside teacher and student, without a change to either.
-2. ``stages``: the taps that ``taps='auto'`` finds, at the end of each stage of a network.
-3. ``normalization``: the student's images, made into what the teacher was trained on.
-4. ``margins``: the teacher transform, margin ReLU, and its margins in closed form.
-5. ``connectors``: the student transform, 1x1 convolution and batch norm.
-6. ``losses``: the distance, partial L2.
-7. ``at_once``: a loss computed together with its gradient, so that little is kept.
-8. ``memory_format``: the layout of maps that a CPU is quickest with.
-9. ``distiller``: all of it together, as a model of mmengine.
-10. ``probe``: how strong the distillation is beside the task, measured on a batch.
+2. ``tokens``: what a transformer's tokens are as a map, by the image and by what the model tells of them.
+3. ``stages``: the taps that ``taps='auto'`` finds, at the end of each stage of a network.
+4. ``normalization``: the student's images, made into what the teacher was trained on.
+5. ``margins``: the teacher transform, margin ReLU, and its margins in closed form.
+6. ``connectors``: the student transform, 1x1 convolution and batch norm.
+7. ``losses``: the distance, partial L2.
+8. ``at_once``: a loss computed together with its gradient, so that little is kept.
+9. ``memory_format``: the layout of maps that a CPU is quickest with.
+10. ``distiller``: all of it together, as a model of mmengine.
+11. ``probe``: how strong the distillation is beside the task, measured on a batch.
 """

@@ -13,7 +13,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from overhaul.method.taps import as_map, blank_pass
+from overhaul.method.taps import blank_pass
+from overhaul.method.tokens import Tokens
 
 # Gates such as Sigmoid are left out: what enters them is no feature.
 _ACTIVATIONS = {
@@ -192,9 +193,9 @@ class _Trace:
     def __init__(self, model: nn.Module, input_size: tuple[int, int]) -> None:
         self.calls: list[_Call] = []
         self.last: dict[str, _Call] = {}
-        self._input_size = input_size
+        self._tokens = Tokens(model)
         self._running: list[_Call] = []
-        hooks = []
+        hooks = [self._tokens.entry.register_forward_pre_hook(self._tokens.note, with_kwargs=True)]
         for path, module in model.named_modules():
             if path.startswith('backbone.') and not isinstance(module, nn.Identity):
                 hooks.append(module.register_forward_pre_hook(partial(self._begin, path)))
@@ -224,18 +225,17 @@ class _Trace:
             if not several or feature.givers:  # no tap takes one of several that no module gave before
                 feature.givers.append((call, tensor._version))
             call.outputs.append(
-                _Output(feature, tensor._version, as_map(output).shape[1], size, bool((tensor < 0).any())))
+                _Output(feature, tensor._version, self._tokens.as_map(output).shape[1], size, bool((tensor < 0).any())))
         self.calls.append(call)
         self.last[call.path] = call
 
     def _size(self, output: object) -> tuple[int, int] | None:
         """Return height and width of a feature map; None for the image, for windows of a map, for what is no map."""
-        feature_map = as_map(output)
-        if feature_map is None or len(feature_map) > 1 or feature_map.shape[1] == 3:
+        feature_map = self._tokens.as_map(output)
+        if feature_map is None or feature_map.shape[1] == 3:
             return None
-        (height, width), (image_height, image_width) = feature_map.shape[2:], self._input_size
-        deviation = abs(height * image_width - width * image_height)
-        return (height, width) if deviation <= max(image_height, image_width) // 2 else None
+        size = tuple(feature_map.shape[2:])
+        return None if feature_map is output and not self._tokens.fits(size) else size
 
     def last_of_each_resolution(self) -> Iterator[tuple[_Call, _Output]]:
         """Yield the last call at each resolution that is outside the block that lowers it, with its feature map."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
+
+from overhaul.method.tokens import Tokens
 
 # A batch norm on one of these branches does not scale the feature that the residual block computes.
 _SIDE_BRANCHES = ('downsample', 'shortcut')
@@ -33,9 +34,11 @@ class Tap:
             module that runs several times in one forward pass, as the shared ``relu`` of a residual block does, the
             last call counts; if the feature is received, what was the last call in the dry run.
         owner: ``'teacher'`` or ``'student'``, for error messages.
+        tokens: What the model tells of its tokens.
 
     Attributes:
         channels, size: Channels and (height, width) of the feature, known after :meth:`Taps.dry_run`.
+        plain: Whether the module gives the map as it is taken, known after the dry run.
         norm_path: Path of the batch norm that feeds the tap, known after the dry run: the last one of the tap's shape
             on the main path, or ``None`` where a convolution of that shape follows it. What adds to it or activates it
             in between is not looked at.
@@ -44,7 +47,7 @@ class Tap:
         ValueError: If the model has no module of that path; names the nearest ones.
     """
 
-    def __init__(self, model: nn.Module, path: str, owner: str) -> None:
+    def __init__(self, model: nn.Module, path: str, owner: str, tokens: Tokens) -> None:
         self.path, self.owner = path, owner
         self.module_path, _, self._side = path.partition(':')
         modules = dict(model.named_modules())
@@ -55,6 +58,8 @@ class Tap:
         self.norm_path: str | None = None
         self._reading = self._with_gradient = self._cut_off = self._received = False
         self._receive: Callable[[Tensor], None] | None = None
+        self._tokens = tokens
+        self.plain: bool | None = None
         self.calls = 0
         self._calls_of_dry_run: int | None = None
         self.last_call: int | None = None
@@ -85,12 +90,11 @@ class Tap:
     def _record(self, feature: object) -> None:
         if not self._reading:
             return
-        feature_map = as_map(feature)
+        feature_map = self._tokens.as_map(feature, self.plain)
         if feature_map is None:
-            kind = f'tensor of shape {tuple(feature.shape)}' if isinstance(feature, Tensor) else type(feature).__name__
-            raise ValueError(
-                f'{self._where} gives a {kind}, and a tap is one feature map (N, C, H, W), or tokens (N, H * W, C) of '
-                'a square one. Choose a module inside it, before the pooling or flattening.')
+            raise ValueError(f'{self._where} {self._tokens.refusal(feature)}')
+        if self.plain is None:
+            self.plain = feature_map is feature
         self.calls += 1
         if self._received:
             raise ValueError(
@@ -181,7 +185,8 @@ class Taps:
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str], owner: str) -> None:
-        self.taps = [Tap(model, path, owner) for path in paths]
+        self.tokens = Tokens(model)
+        self.taps = [Tap(model, path, owner, self.tokens) for path in paths]
 
     def __iter__(self) -> Iterator[Tap]:
         return iter(self.taps)
@@ -200,6 +205,7 @@ class Taps:
         Args:
             receive: Is given the number of a tap and its feature as soon as that is computed, see :meth:`Tap.start`.
         """
+        self.tokens.image = None
         for index, tap in enumerate(self.taps):
             tap.start(None if receive is None else functools.partial(receive, index))
 
@@ -243,6 +249,7 @@ class Taps:
         modules = list(model.named_modules())
         hooks = [
             module.register_forward_hook(note(path)) for path, module in modules if isinstance(module, _ConvNd)]
+        hooks.append(self.tokens.entry.register_forward_pre_hook(self.tokens.note, with_kwargs=True))
         for tap in self.taps:
             register = tap.module.register_forward_pre_hook if tap._side else tap.module.register_forward_hook
             hooks.append(register(note(tap)))
@@ -258,33 +265,10 @@ class Taps:
                 tap.take()  # raises
             before = events[:len(events) - 1 - events[::-1].index(tap)]
             tap.learn([event for event in before if not isinstance(event, Tap)])
+        if not all(tap.plain for tap in self.taps):
+            self.tokens.entry.register_forward_pre_hook(self.tokens.note, with_kwargs=True)
         if stop_after_last:
             reached[-1].last_call = reached[-1].calls
-
-
-def as_map(output: object) -> Tensor | None:
-    """Return what a module gives as a feature map (N, C, H, W), or None if it is none.
-
-    Takes a map as it is, tokens (N, H * W, C) with their ``(H, W)`` as Swin gives them, and tokens of a square map,
-    with up to two class tokens before them, which are dropped.
-    """
-    tokens, size = output, None
-    if isinstance(output, (tuple, list)) and len(output) == 2 and isinstance(output[1], (tuple, list, torch.Size)):
-        tokens, size = output
-    if not isinstance(tokens, Tensor):
-        return None
-    if tokens.dim() == 4 and size is None:
-        return tokens
-    if tokens.dim() != 3:
-        return None
-    count = tokens.shape[1]
-    if size is None:
-        side = math.isqrt(count)
-        size = (side, side)
-        if not 0 <= count - side * side <= 2 or side < 2:
-            return None
-    height, width = size
-    return tokens[:, count - height * width:].transpose(1, 2).unflatten(2, (height, width))
 
 
 def _version(feature: Tensor) -> int:

@@ -1,0 +1,138 @@
+"""Tokens: which map a module's output is, by the size of the image and by what the model tells of its tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+# How many tokens a transformer has beside those of its patches: in mmpretrain, and in timm.
+_COUNTS = ('num_extra_tokens', 'num_prefix_tokens')
+# The tokens themselves, where it does not say how many, in mmseg, DINOv2, torchvision and transformers.
+_EXTRA_TOKENS = (
+    'cls_token', 'class_token', 'class_embedding', 'dist_token', 'distillation_token', 'reg_token', 'register_tokens')
+
+
+class Tokens:
+    """What a model tells of the tokens in it.
+
+    Args:
+        model: A model with a ``backbone`` that takes the image, or one that takes it itself.
+
+    Attributes:
+        entry: The module that takes the image.
+        image: Images and their height and width, (N, H, W), of the forward pass that runs; None before there is one.
+        extra: Class and register tokens, which come before those of the patches; None where the model tells nothing.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.entry = getattr(model, 'backbone', model)
+        self.image: tuple[int, int, int] | None = None
+        parts = list(self.entry.modules())
+        counts = [getattr(part, name) for part in parts for name in _COUNTS if hasattr(part, name)]
+        extra_tokens = [
+            token for name, token in self.entry.named_parameters() if name.rpartition('.')[2] in _EXTRA_TOKENS]
+        self.extra: int | None = next(iter(counts), None)
+        if not counts and extra_tokens:
+            self.extra = sum(token.shape[:-1].numel() for token in extra_tokens)
+        self._channels_last = any(getattr(part, 'output_fmt', None) == 'NHWC' for part in parts)
+        self._own_order = any(hasattr(part, 'reroll') for part in parts)  # Hiera, whose tokens go unit by unit
+        # The patch embedding, or the first convolution of a stem.
+        patches = next((part for part in parts if isinstance(part, nn.Conv2d)), None)
+        self._stride = (1, 1) if patches is None else patches.stride
+        self._overlap = (0, 0) if patches is None or isinstance(patches.padding, str) else tuple(
+            kernel - stride - 2 * padding
+            for kernel, stride, padding in zip(patches.kernel_size, patches.stride, patches.padding))
+        self._has_patches = patches is not None
+
+    def note(self, module: nn.Module, inputs: tuple, keywords: dict) -> None:
+        """Note the image that enters; a pre-hook of ``entry``."""
+        image = next(chain(inputs, keywords.values()), None)
+        if isinstance(image, Tensor) and image.dim() == 4:
+            self.image = (image.shape[0], *image.shape[2:])
+
+    def as_map(self, output: object, plain: bool | None = None) -> Tensor | None:
+        """Return what a module gives as a feature map (N, C, H, W), or None if it is none of the image.
+
+        A map is returned as it is, or (N, H, W, C) with its channels moved to the front. Of tokens (N, L, C), the extra
+        ones are dropped, and the others are laid on the image: in the (H, W) that the module gives with them, as Swin
+        does, or as many as the image has patches, or patches that were merged.
+
+        Args:
+            output: What the module gives.
+            plain: Whether four dimensions are (N, C, H, W) and not (N, H, W, C), where that is known. Otherwise it is
+                (N, H, W, C) if the image is not of the shape of the last two; if it is of both, what the backbone's
+                ``output_fmt`` says, as those of timm have it.
+        """
+        tokens, size = output, None
+        if isinstance(output, (tuple, list)) and len(output) == 2 and _is_size(output[1]):
+            tokens, size = output
+        if not isinstance(tokens, Tensor) or tokens.dim() not in ((3, 4) if size is None else (3, )):
+            return None
+        if plain and tokens.dim() == 4:
+            return tokens
+        if self.image is None or len(tokens) != self.image[0]:  # windows of a map, or heads
+            return None
+        if tokens.dim() == 4:
+            if plain is None:
+                first, last = self.fits(tokens.shape[1:3]), self.fits(tokens.shape[2:])
+                plain = not first or last and not self._channels_last
+            return tokens if plain else tokens.permute(0, 3, 1, 2)
+        found = self._layouts(tokens.shape[1], size)
+        if len(found) != 1 or self._own_order:
+            return None
+        (height, width), = found
+        return tokens[:, tokens.shape[1] - height * width:].transpose(1, 2).unflatten(2, (height, width))
+
+    def fits(self, size: tuple[int, int]) -> bool:
+        """Return whether a map of that height and width has the shape of the image, but for rounding up or down."""
+        _, height, width = self.image
+        height, width = height * self._stride[1], width * self._stride[0]
+        return abs(height * size[1] - width * size[0]) < max(height, width)
+
+    def _layouts(self, count: int, given: tuple[int, int] | None) -> set[tuple[int, int]]:
+        """Return the heights and widths that ``count`` tokens can have, with the extra ones or without them."""
+        # A class token at least is to be expected of models that tell nothing.
+        extras = {0, 1, 2} if self.extra is None else {0, self.extra}
+        sizes = self._sizes() if given is None else [tuple(given)]
+        return {size for size in sizes if count - math.prod(size) in extras}
+
+    def _sizes(self) -> Iterator[tuple[int, int]]:
+        """Yield height and width of the image in patches, and in patches that were merged."""
+        image = self.image[1:]
+        padded = [-(-length // stride) for length, stride in zip(image, self._stride)]
+        cut = [(length - overlap) // stride for length, stride, overlap in zip(image, self._stride, self._overlap)]
+        for patches in (padded, cut):
+            merged = 1
+            while merged <= max(patches):
+                yield tuple(-(-length // merged) for length in patches)
+                yield tuple(length // merged for length in patches)
+                # Two by two; of a patch embedding without a convolution nothing is known.
+                merged = 2 * merged if self._has_patches else merged + 1
+
+    def refusal(self, output: object) -> str:
+        """Say why the output of a module is no map, and what to do."""
+        kind = f'tensor of shape {tuple(output.shape)}' if isinstance(output, Tensor) else type(output).__name__
+        text = f'gives a {kind}, and a tap is one feature map (N, C, H, W), or tokens (N, H * W, C) of one. '
+        if not isinstance(output, Tensor) or output.dim() != 3 or self.image is None:
+            return text + 'Choose a module inside it, before the pooling or flattening.'
+        images, *size = self.image
+        if len(output) != images:
+            return text + f'These are {len(output)} parts of {images} images: choose a module around it.'
+        if self._own_order:
+            return text + 'The backbone keeps its tokens in an order of its own: tap a module that gives a map.'
+        told = 'tells of no' if self.extra is None else f'has {self.extra}'
+        found = len(self._layouts(output.shape[1], None))
+        return text + (
+            f'{output.shape[1]} tokens fit {"more than one map" if found else "no map"} of an image of '
+            f'{size[0]}x{size[1]} with patches of {self._stride[0]}x{self._stride[1]}; the backbone {told} class and '
+            'register tokens. If that is not so, give its class the right number as the attribute num_extra_tokens; '
+            'else tap a module that gives a map (N, C, H, W), or tokens with their (H, W).')
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, (tuple, list, torch.Size)) and len(value) == 2 and all(
+        isinstance(length, (int, torch.SymInt)) for length in value)
