@@ -25,6 +25,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook, checkpoint_hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
+from torch import nn
 
 
 def apply() -> None:
@@ -198,6 +199,26 @@ def _remove_afterwards(save: Callable[..., None]) -> Callable[..., None]:
             remove(path)
 
     return save_then_remove
+
+
+def save_names_that_load(model: nn.Module) -> None:
+    """Let those parts of ``model`` that are classifiers of timm or Hugging Face be saved as they are loaded.
+
+    mmpretrain 1.2.0 takes ``model.`` out of their names in a copy of the state, which is lost where the classifier is a
+    part of a distiller or of an average, and puts it in, once more, when it loads. Delete when it changes the state
+    itself.
+    """
+    for module in model.modules():
+        rename = getattr(module, '_remove_state_dict_prefix', None)
+        for key, hook in module._state_dict_hooks.items():
+            if hook is rename:
+                module._state_dict_hooks[key] = functools.partial(_rename_within, rename)
+
+
+def _rename_within(rename: Callable, module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    renamed = rename(module, state, prefix, metadata)
+    state.clear()
+    state.update(renamed)
 
 
 def never_run_checkpoints(runner: Runner) -> None:

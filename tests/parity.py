@@ -23,7 +23,8 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 
-from overhaul.files.weights import load_weights, to_model_keys
+from overhaul.files.names import to_model_keys
+from overhaul.files.weights import load_weights
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.margins import margin_from_batch_norm
 from overhaul.registry import MODELS

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import json
 import os
 import pickle
 import re
@@ -253,6 +254,31 @@ def unknown_byte_order(path):
 def old_format_of_another_byte_order(path):
     torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False)
     path.write_bytes(_MAGIC[::-1] + path.read_bytes()[len(_MAGIC):])
+
+
+def truncated_safetensors(path):
+    path.write_bytes(_safetensors(dict(weight=dict(dtype='F32', shape=[2, 3], data_offsets=[0, 24]))))
+
+
+def safetensors_header_of_terabytes(path):
+    path.write_bytes(struct.pack('<Q', TERABYTES) + b'{"weight":')
+
+
+def safetensors_of_terabytes(path):
+    path.write_bytes(_safetensors(dict(weight=dict(dtype='F32', shape=[TERABYTES], data_offsets=[0, 4 * TERABYTES]))))
+
+
+def safetensors_beyond_their_end(path):
+    path.write_bytes(_safetensors(dict(weight=dict(dtype='F32', shape=[2, 3], data_offsets=[8, 32])), bytes(24)))
+
+
+def safetensors_without_tensors(path):
+    path.write_bytes(_safetensors(dict(__metadata__=dict(format='pt'))))
+
+
+def _safetensors(header, content=b''):
+    text = json.dumps(header).encode()
+    return struct.pack('<Q', len(text)) + text + content
 
 
 # --- Something else

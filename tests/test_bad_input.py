@@ -188,7 +188,7 @@ OPTIONS = {
     'teacher file that is not there': ('model.teacher_checkpoint=nowhere.pth', r'"nowhere\.pth" does not exist'),
     'teacher file in an unknown zoo': ('model.teacher_checkpoint=zoo://a.pth', r'"zoo://", which is not known'),
     'teacher file of another model': ('model.teacher.backbone.depth=10', r'does not fit the ImageClassifier'),
-    'teacher of other classes than its file': ('model.teacher.head.num_classes=100', r'fc\.bias \(10,\) for \(100,\)'),
+    'wider teacher than that of its file': ('model.teacher.backbone.widen_factor=4', r'does not fit the Image'),
     'teacher config that is not there': ('model.teacher=nowhere.py', r'There is no config file "nowhere\.py"'),
     'weights to start from that are not there': ('load_from=nowhere.pth', r'"nowhere\.pth" does not exist'),
     # Data

@@ -19,7 +19,7 @@ from torch import nn
 from overhaul.engine.dry_run import without_downloads
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.settings import model_of
-from overhaul.files.weights import load_weights
+from overhaul.files.weights import Source, load_teacher
 from overhaul.method.margins import margin_from_batch_norm
 from overhaul.method.stages import auto_taps, find_stages, head_taps
 from overhaul.method.taps import Tap, Taps
@@ -61,10 +61,11 @@ def _load(models: dict[str, nn.Module], checkpoint: str | None) -> str:
     if checkpoint is None:
         return f'{initial}: the config names no teacher_checkpoint.'
     try:
-        load_weights(models['teacher'], checkpoint)
+        load_teacher(models['teacher'], checkpoint)
     except FileNotFoundError as error:
         return f"{initial}, since the teacher's are not here. {error}"
-    return f'Margins of the teacher are those of {checkpoint}, margins of the student those of initial weights.'
+    file = Source.of(checkpoint).file
+    return f'Margins of the teacher are those of {file}, margins of the student those of initial weights.'
 
 
 def table(model: nn.Module, owner: str, size: tuple[int, int]) -> str:

@@ -13,10 +13,10 @@ from mmengine.device import is_cuda_available
 from mmengine.runner import Runner
 
 from overhaul import compat
-from overhaul.engine import dry_run, exact_resume, malloc, modes, same_start
+from overhaul.engine import dry_run, exact_resume, malloc, modes, same_start, starting_weights
 from overhaul.engine.hooks.runner import bare_model
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.checkpoints import latest_checkpoint, read_checkpoint
+from overhaul.files.checkpoints import latest_checkpoint
 from overhaul.files.settings import Overrides, read_config, student_only
 from overhaul.files.weights import check_resumable
 
@@ -55,6 +55,7 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
     if arguments.dry_run:
         dry_run.prepare(cfg)
     if arguments.student_only:
+        cfg.load_from = cfg.get('load_from') or cfg.model.get('student_checkpoint')
         cfg.model = student_only(cfg)
         name += '_student_only'
     asked_for = {'bfloat16': arguments.amp, 'channels_last': arguments.channels_last, 'compile': arguments.compile}
@@ -68,12 +69,12 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
 
 
 def check_start(runner: Runner, cfg: Config) -> None:
-    """Read the checkpoint that the training starts from, if there is one, and refuse it where it is of no use."""
+    """Read the checkpoint that the training goes on from, or starts from, and refuse it where it is of no use."""
     source = cfg.get('load_from')
     if source and cfg.get('resume'):
         check_resumable(bare_model(runner), source)
     elif source:
-        read_checkpoint(source)
+        starting_weights.prepare(runner)
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
@@ -94,6 +95,7 @@ def train(arguments: argparse.Namespace) -> None:
             if arguments.dry_run:
                 cfg.work_dir = scratch
             runner = Runner.from_cfg(cfg)
+            compat.save_names_that_load(bare_model(runner))
             check_start(runner, cfg)
             if arguments.resume and not cfg.resume:
                 runner.logger.info(f'No checkpoint to resume in {cfg.work_dir}: the training begins anew.')

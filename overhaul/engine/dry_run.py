@@ -44,7 +44,7 @@ def prepare(cfg: Config) -> None:
     if 'teacher_checkpoint' in cfg.model:
         if cfg.model.teacher_checkpoint is not None:
             warnings.filterwarnings('ignore', message='The teacher has no teacher_checkpoint')  # it has, elsewhere
-        cfg.model.teacher_checkpoint = None
+        cfg.model.teacher_checkpoint = cfg.model.student_checkpoint = None
     cfg.load_from, cfg.resume = None, False
 
     data = dict(type='overhaul.RandomImages', size=size, num_classes=num_classes, segmentation=segmentation)

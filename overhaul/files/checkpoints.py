@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
@@ -27,6 +27,9 @@ _ZOOS = {
     'mmcls': get_mmcls_models,
 }
 _SCHEMES = ('http', 'https', 'overhaul', *_ZOOS)
+# Where a file has its weights, if it says nothing of other sets; '' is its top.
+PLAIN_KEYS = ('state_dict', 'model', '')
+
 _OFFICIAL_SITE = 'https://github.com/clovaai/overhaul-distillation'
 _OFFICIAL_FILES = {  # how the name of the file begins -> what it is
     'WRN28-4_21.09': 'WRN 28-4 for CIFAR-100',
@@ -38,8 +41,9 @@ _OFFICIAL_FILES = {  # how the name of the file begins -> what it is
 def read_checkpoint(source: str) -> dict:
     """Return what is in the checkpoint ``source``, as it was saved, with tensors on the CPU.
 
-    The file cannot run code: ``torch.load`` reads it with ``weights_only=True``, always. Nor can it take memory without
-    end: what reading it needs beyond twice its size and a gigabyte is refused, where the system has such a limit.
+    The file cannot run code: ``torch.load`` reads it with ``weights_only=True``, always, and one of safetensors holds
+    none. Nor can it take memory without end: what reading it needs beyond twice its size and a gigabyte is refused,
+    where the system has such a limit.
 
     Args:
         source: A path (``~`` is expanded); ``http(s)://``; ``overhaul://name.pth``, a file that comes with this
@@ -52,6 +56,7 @@ def read_checkpoint(source: str) -> dict:
             nearest files. Also if a download fails.
         ValueError: If the name is in no zoo, or the file is no checkpoint: a folder, empty, cut short, a web page,
             more than weights, or without tensors; or if the system does not let it be read.
+        ModuleNotFoundError: If it is of safetensors, and that package is not installed.
     """
     path = _locate(str(source))
     try:
@@ -63,8 +68,9 @@ def read_checkpoint(source: str) -> dict:
         if isinstance(checkpoint, dict):
             found += f' with the keys {examples(map(str, checkpoint))}' if checkpoint else ' with nothing in it'
         raise ValueError(
-            f'"{path}" holds no weights: a dictionary of tensors is expected at its top, under "state_dict" or under '
-            f'"model", and there is {found}. Save one with torch.save(dict(state_dict=model.state_dict()), path).')
+            f'"{path}" holds no weights: a dictionary of tensors is expected at its top, or under a key such as '
+            f'"state_dict" or "model", and there is {found}. Save one with '
+            'torch.save(dict(state_dict=model.state_dict()), path).')
     return checkpoint
 
 
@@ -103,13 +109,19 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
     return None
 
 
-def weights_in(checkpoint: object) -> dict[str, torch.Tensor]:
-    """Return the weights in what :func:`read_checkpoint` returned."""
-    if isinstance(checkpoint, dict):
-        for weights in (checkpoint.get('state_dict'), checkpoint.get('model'), checkpoint):
-            if isinstance(weights, dict) and any(isinstance(value, torch.Tensor) for value in weights.values()):
-                return {str(name): value for name, value in weights.items()}
-    return {}
+def weights_in(checkpoint: object) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the sets of weights in what :func:`read_checkpoint` reads, by their key; ``''`` is the top of the file.
+
+    The first is the one that is meant where nothing else is said: that of ``state_dict``, of ``model``, of the top.
+    """
+    if not isinstance(checkpoint, dict):
+        return {}
+    top = {key: value for key, value in checkpoint.items() if not isinstance(value, dict)}
+    sets = {'': top} | {key: value for key, value in checkpoint.items() if isinstance(value, dict)}
+    ordered = {key: sets.pop(key) for key in PLAIN_KEYS if key in sets} | sets
+    return {
+        str(key): {str(name): value for name, value in weights.items()} for key, weights in ordered.items()
+        if any(isinstance(value, torch.Tensor) for value in weights.values())}
 
 
 def examples(names: Iterable[str]) -> str:
@@ -183,14 +195,18 @@ def _missing(path: Path) -> str:
 
 
 def _nearby(name: str, folder: Path) -> str:
-    files = [file.name for file in folder.glob('*.pt*') if file.is_file()] if folder.is_dir() else []
-    nearest = difflib.get_close_matches(name, files)
+    nearest = difflib.get_close_matches(name, _checkpoints_in(folder)) if folder.is_dir() else []
     return f'; in that folder there is {", ".join(nearest)}' if nearest else ''
+
+
+def _checkpoints_in(folder: Path) -> list[str]:
+    kinds = ('*.pt*', '*.bin', '*.safetensors')
+    return sorted(file.name for kind in kinds for file in folder.glob(kind) if file.is_file())
 
 
 def _beginning(path: Path) -> bytes:
     if path.is_dir():
-        files = examples(sorted(file.name for file in path.glob('*.pt*')))
+        files = examples(_checkpoints_in(path))
         raise ValueError(f'"{path}" is a folder. Name a checkpoint file' + (f', such as {files}.' if files else '.'))
     if not path.exists():
         raise FileNotFoundError(_missing(path))
@@ -207,12 +223,32 @@ def _load_safely(path: Path, head: bytes) -> object:
         raise ValueError(
             f'"{path}" is a web page, not a checkpoint: the site answered with a page about the file, as file sharing '
             'sites do before a large download. Delete it, and download the file itself with a browser.')
+    read = _reader_of_safetensors(path) if _is_safetensors(path, head) else _read_torch
     try:
         with _little_memory(2 * path.stat().st_size + 2**30):
-            return torch.load(path, map_location='cpu', weights_only=True)
+            return read(path)
     except Exception as error:
         # A damaged or hostile file can raise anything. Without the cause: torch's text advises to drop the protection.
-        raise ValueError(f'"{path}" {_refusal(error, head)}') from None
+        raise ValueError(f'"{path}" {_refusal(error, path, head)}') from None
+
+
+def _read_torch(path: Path) -> object:
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _reader_of_safetensors(path: Path) -> Callable[[Path], dict[str, torch.Tensor]]:
+    try:
+        from safetensors.torch import load_file
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f'"{path}" is a file of safetensors, and the package that reads those is not installed: '
+            'pip install safetensors.') from None
+    return load_file
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    # The length of the header in 8 bytes, then the header, which is JSON.
+    return path.suffix == '.safetensors' or head[8:9] == b'{'
 
 
 @contextmanager
@@ -231,7 +267,7 @@ def _little_memory(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _refusal(error: Exception, head: bytes) -> str:
+def _refusal(error: Exception, path: Path, head: bytes) -> str:
     text = str(error)
     foreign = re.search(r'GLOBAL (\S+)|(Refused to .+?):|(Trying to call .+|Can only .+|TorchScript archive)', text)
     if foreign:
@@ -244,11 +280,11 @@ def _refusal(error: Exception, head: bytes) -> str:
         return (
             'asks for far more memory than its size warrants, and was not read: it is damaged, or made to fill up '
             'computers. Delete it, and get it again from where you trust.')
-    if head.startswith((b'PK', b'\x80\x02')):
+    if head.startswith((b'PK', b'\x80\x02')) or _is_safetensors(path, head):
         return (
             'begins like a checkpoint but cannot be read to its end '
             f'({type(error).__name__}: {text.split(". ")[0] or "it stops too early"}). It was probably cut short while '
             'it was copied or downloaded: delete it and get it again.')
     return (
-        'is not a checkpoint: torch.save did not write it. Name a file that holds the weights of a model, '
-        'most often *.pth or *.pt.')
+        'is not a checkpoint: neither torch.save nor safetensors wrote it. Name a file that holds the weights of a '
+        'model, most often *.pth, *.pt or *.safetensors.')

@@ -1,80 +1,242 @@
-"""Fits the weights in a file to a model, whatever the file calls them: official, torchvision, mmpretrain and mmseg."""
+"""Loads the weights in a file into a model: all of them, as many as a teacher's taps need, or nothing."""
+
+from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable
+import logging
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
-from overhaul.files.checkpoints import examples, read_checkpoint, weights_in
+from overhaul.files.checkpoints import PLAIN_KEYS, examples, read_checkpoint, weights_in
+from overhaul.files.names import Fit, fits, misfit, rivals
+from overhaul.registry import nearest
 
-# Parts of a distiller's checkpoint that belong to no student.
-_DISTILLER_PARTS = ('connectors.', 'margins.', 'distill_loss.')
-# What a file may hold more than the model: heads used in training alone, and what frameworks save beside the weights.
-_SPARE_PARTS = ('auxiliary_head.', 'data_preprocessor.', 'ema_')
-
-# Applied to each name in this order. A name that is already ours passes through unchanged.
-_RENAMES: list[tuple[str, str | Callable[[re.Match], str]]] = [
-    # Official DeepLab
-    (r'^aspp\.aspp(\d)\.(atrous_)?', lambda match: f'decode_head.aspp_modules.{int(match[1]) - 1}.'),
-    (r'^aspp\.global_avg_pool\.1\.', 'decode_head.image_pool.1.conv.'),
-    (r'^aspp\.global_avg_pool\.2\.', 'decode_head.image_pool.1.bn.'),
-    (r'^aspp\.(conv|bn)1\.', r'decode_head.bottleneck.\1.'),
-    (r'^decoder\.(conv|bn)1\.', r'decode_head.c1_bottleneck.\1.'),
-    (r'^decoder\.last_conv\.0\.', 'decode_head.fusion.0.conv.'),
-    (r'^decoder\.last_conv\.1\.', 'decode_head.fusion.0.bn.'),
-    (r'^decoder\.last_conv\.4\.', 'decode_head.fusion.1.conv.'),
-    (r'^decoder\.last_conv\.5\.', 'decode_head.fusion.1.bn.'),
-    (r'^decoder\.last_conv\.8\.', 'decode_head.conv_seg.'),
-    # Official Wide ResNet
-    (r'^(block\d)\.layer\.(\d+)\.', r'\1.\2.'),
-    (r'^(block\d\.\d+)\.convShortcut\.', r'\1.shortcut.'),
-    # Every official and torchvision classifier
-    (r'^fc\.', 'head.fc.'),
-    (r'^(?!(backbone|neck|head|decode_head|auxiliary_head|data_preprocessor)\.|ema_)', 'backbone.'),
-]
+_ANOTHER = (
+    'Give the model in the config the architecture, depth, width and number of classes of the file, or name the file '
+    'that belongs to it.')
 
 
-def load_weights(model: nn.Module, source: str) -> None:
-    """Load the weights in ``source`` into ``model``, each tensor of the same name and shape, or none at all.
+# mmengine's EMAHook saves the average as state_dict.
+_NOTES = {'ema_state_dict': ' (the weights before they were averaged)'}
 
-    The format is recognised from the names in the file. ``num_batches_tracked`` may be absent. The file may also hold
-    auxiliary heads that the model lacks, and what frameworks save beside weights; a log line tells how many.
 
-    Args:
-        model: An mmpretrain classifier, an mmseg segmentor, or a distiller, whose student is then loaded.
-        source: As :func:`read_checkpoint` takes it.
+class Source(NamedTuple):
+    """Weights in a file.
+
+    Attributes:
+        file: As :func:`read_checkpoint` takes it.
+        key: Which set of weights of the file, as ``'state_dict_ema'``. Default: ``state_dict``, ``model`` or the top of
+            the file, and another one where these fit less.
+        prefix: How the names of those tensors begin that are meant, as ``'teacher.'``. Default: found out.
+        argument: The argument of the config that says so; ``''`` for the command line.
+    """
+
+    file: str
+    key: str | None = None
+    prefix: str | None = None
+    argument: str = ''
+
+    @classmethod
+    def of(cls, source: str | dict, argument: str = '') -> Source:
+        """Read what the config has to say: a file, or ``dict(file=..., key=..., prefix=...)``.
+
+        Raises:
+            ValueError: If it is neither.
+        """
+        keys = cls._fields[:3]
+        if isinstance(source, str | Path) and source != '':
+            return cls(str(source), argument=argument)
+        if not isinstance(source, dict):
+            raise ValueError(
+                f'{argument} is a file, a URL or None, not {source!r}; dict(file=..., key=..., prefix=...) tells which '
+                'weights of a file are meant.')
+        for key, value in source.items():
+            if key not in keys:
+                raise ValueError(f'{argument} has an unknown key "{key}". Nearest: {nearest(key, keys)}.')
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f'{argument} has {key}={value!r}, where a text is expected.')
+        if not source.get('file'):
+            raise ValueError(f'{argument} names no file. Give it one, as in dict(file="path.pth", key="state_dict").')
+        return cls(**source, argument=argument)
+
+
+class WeightsFile:
+    """The sets of weights in a file, to be fitted to a model.
 
     Raises:
         FileNotFoundError, ValueError: As :func:`read_checkpoint`.
-        ValueError: If file and model do not fit; names what is missing, unexpected or of another shape. Or if a weight
-            is NaN or infinite. The model is then as it was.
+        ValueError: If the file has not the key or the prefix that is asked for; names those that it has.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.prefix = source, source.prefix
+        self.sets = weights_in(read_checkpoint(source.file))
+        for weights in list(self.sets.values())[:1]:
+            # mmcv's EMAHook keeps a second set within the first, under names without dots.
+            within = {name: weights.get('ema_' + name.replace('.', '_')) for name in weights}
+            if any(value is not None for value in within.values()):
+                self.sets['ema_'] = {name: value for name, value in within.items() if value is not None}
+        if source.key is not None:
+            if source.key not in self.sets:
+                known = ', '.join(f'"{key}"' for key in self.sets)
+                raise ValueError(f'"{source.file}" has no weights under the key "{source.key}". It has {known}.')
+            self.sets = {source.key: self.sets[source.key]}
+        if source.prefix:
+            names = [name for weights in self.sets.values() for name in weights]
+            if not source.prefix.endswith('.') and any(name.startswith(f'{source.prefix}.') for name in names):
+                self.prefix = f'{source.prefix}.'
+            if not any(name.startswith(self.prefix) for name in names):
+                begin = nearest(source.prefix, (name.partition('.')[0] + '.' for name in names))
+                raise ValueError(f'No name in "{source.file}" begins with "{source.prefix}". Nearest: {begin}.')
+
+    def fit(self, model: nn.Module) -> Fit:
+        """Return the best fit to ``model``, and log which others there are.
+
+        Raises:
+            ValueError: If several fit equally well.
+        """
+        found = fits(self.sets, model, self.prefix)
+        equal = rivals(found)
+        if equal:
+            raise ValueError(
+                f'"{self.source.file}" holds {len(equal)} sets of weights that fit the {type(model).__name__} equally '
+                f'well: {"; ".join(_name(fit) for fit in equal)}. Say which is meant: '
+                f'{", or ".join(self._choice(fit) for fit in equal)}.')
+        return found[0]
+
+    def fits_whole(self, model: nn.Module) -> bool:
+        """Return whether a set of weights fits all of ``model``."""
+        return fits(self.sets, model, self.prefix)[0].has_all
+
+    def check_finite(self, fit: Fit) -> None:
+        """Refuse weights that are none.
+
+        Raises:
+            ValueError: If one is NaN or infinite.
+        """
+        wrong = [name for name, value in fit.taken.items() if not value.isfinite().all()]
+        if wrong:
+            raise ValueError(
+                f'{len(wrong)} tensors of the checkpoint "{self.source.file}" hold NaN or infinite values '
+                f'({examples(wrong)}): the training that it is from went wrong, or the file is damaged. Nothing was '
+                'loaded. Take an earlier one.')
+
+    def refusal(self, model: nn.Module, fit: Fit, hint: str = '') -> ValueError:
+        """Return what to raise where ``fit`` is not enough."""
+        return ValueError(
+            f'The checkpoint "{self.source.file}" does not fit the {type(model).__name__}: '
+            f'{misfit(fit.weights, fit.model)}. Nothing was loaded. {hint or _ANOTHER}')
+
+    def tell(self, model: nn.Module, fit: Fit, what: str) -> None:
+        """Log what was taken, from where, what was not, and what could have been."""
+        file = self.source.file
+        how = [f'from {_name(fit)}'] if fit.prefix or fit.key not in PLAIN_KEYS else []
+        how += [f'with "{fit.added}" put before names that the model lacks'] if fit.added else []
+        how += ['with "{}" as "{}"'.format(*fit.renamed)] if fit.renamed else []
+        _log(', '.join([f'Loaded {len(fit.taken)} tensors of {file} into the {what}', *how]) + '.')
+        if fit.missing:
+            _log(f'{len(fit.missing)} of {len(fit.missing) + fit.size} tensors of the {what} are not in {file}, or of '
+                 f'another shape, and stay as initialised: {examples(fit.missing)}.', logging.WARNING)
+        left_out = fit.left_out + fit.unexpected + fit.mismatched
+        if left_out:
+            _log(f'Left out {len(left_out)} tensors of {file} for which the model has no place: {examples(left_out)}.')
+        for other in fits(self.sets, model, self.prefix)[1:]:
+            if other.has_backbone and not other.is_in(fit):
+                note = _NOTES.get(other.key, '')
+                _log(f'{file} also holds {_name(other)}{note}. To take that: {self._choice(other)}.')
+
+    def _choice(self, fit: Fit) -> str:
+        if not self.source.argument:
+            return f'save {_name(fit)} alone to a file of its own'
+        key = None if fit.key in PLAIN_KEYS else fit.key
+        said = dict(file=self.source.file, key=key, prefix=fit.prefix)
+        return f'{self.source.argument}=dict({", ".join(f"{key}={value!r}" for key, value in said.items() if value)})'
+
+
+def _name(fit: Fit) -> str:
+    where = f'"{fit.key}"' if fit.key else 'the top of the file'
+    return f'what begins with "{fit.prefix}" in {where}' if fit.prefix else where
+
+
+def load_weights(model: nn.Module, source: str | dict) -> None:
+    """Load the weights in ``source`` into ``model``, each tensor of the same name and shape, or none at all.
+
+    Which tensor is which is recognised from the names in the file, see :func:`fits`. ``num_batches_tracked`` may be
+    absent. The file may also hold auxiliary heads that the model lacks, and what frameworks save beside weights; log
+    lines tell how many, and where several sets of weights would fit, which was taken.
+
+    Args:
+        model: An mmpretrain classifier, an mmseg segmentor, any other model of mmengine, or a distiller, whose student
+            is then loaded.
+        source: A file as :func:`read_checkpoint` takes it, or a dict as :class:`Source` has it.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`read_checkpoint`.
+        ValueError: If file and model do not fit; names what is missing, unexpected or of another shape. If several sets
+            of weights fit equally well. Or if a weight is NaN or infinite. The model is then as it was.
     """
     model = getattr(model, 'student', model)
-    current = model.state_dict()
-    weights = to_model_keys(weights_in(read_checkpoint(source)))
-    spare = [name for name in weights if name not in current and name.startswith(_SPARE_PARTS)]
-    weights = {name: value for name, value in weights.items() if name not in spare}
-    misfit = _misfit(weights, current)
-    if misfit:
-        raise ValueError(
-            f'The checkpoint "{source}" does not fit the {type(model).__name__}: {misfit}. Nothing was loaded. Give '
-            'the model in the config the architecture, depth, width and number of classes of the file, or name the '
-            'file that belongs to it.')
-    wrong = [name for name, value in weights.items() if not value.isfinite().all()]
-    if wrong:
-        raise ValueError(
-            f'{len(wrong)} tensors of the checkpoint "{source}" hold NaN or infinite values ({examples(wrong)}): the '
-            'training that it is from went wrong, or the file is damaged. Nothing was loaded. Take an earlier one.')
-    # All that there is fits. Some models, as SwinV2, drop on the way what they compute themselves.
-    model.load_state_dict({**current, **weights}, strict=False)
-    print_log(f'Loaded {len(weights)} tensors of {source} into the {type(model).__name__}.', logger='current')
-    if spare:
-        print_log(
-            f'Left out {len(spare)} tensors of {source} for which the model has no place: {examples(spare)}.',
-            logger='current')
+    file = WeightsFile(Source.of(source))
+    fit = file.fit(model)
+    if not fit.has_all:
+        raise file.refusal(model, fit)
+    _load(model, file, fit)
+
+
+def load_teacher(model: nn.Module, source: str | dict) -> list[str]:
+    """Load the weights in ``source`` into ``model``, a teacher, as far as its features need them.
+
+    The file may lack the head, have one for other classes, or one that the model lacks. What it has of the backbone
+    must fit.
+
+    Args:
+        model, source: As :func:`load_weights` takes them.
+
+    Returns:
+        The tensors that are as they were, by name: where a feature depends on one, the file is of no use.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`load_weights`.
+    """
+    file = WeightsFile(Source.of(source, 'teacher_checkpoint'))
+    fit = file.fit(model)
+    if not fit.taken or any(fit.in_backbone(name) for name in (*fit.unexpected, *fit.mismatched)):
+        raise file.refusal(model, fit)
+    _load(model, file, fit)
+    return fit.missing
+
+
+def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load_from') -> dict[str, Tensor]:
+    """Return the weights in ``source`` from which a training of ``model`` can start, by the names that it has for them.
+
+    These are all that a distillation of the same kind has saved, or those of the student of ``model`` if it is a
+    distiller, or those of the model. Nearly all tensors of the backbone must be there. The rest may differ: a head for
+    other classes, a first convolution for other channels; what stays as it was initialised, a warning tells.
+
+    Args:
+        model: A distiller, or any model of mmengine.
+        source: As :func:`load_weights` takes it.
+        argument: What the config calls ``source``.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`load_weights`.
+    """
+    file = WeightsFile(Source.of(source, argument))
+    student = getattr(model, 'student', model)
+    part, beginning = ('student', 'student.') if student is not model else (type(model).__name__, '')
+    if student is not model and file.fits_whole(model):
+        student, part, beginning = model, 'distiller', ''
+    fit = file.fit(student)
+    if not fit.has_backbone:
+        fits_teacher = hasattr(model, 'teacher') and file.fits_whole(model.teacher)
+        raise file.refusal(student, fit, 'It fits the teacher: name it as teacher_checkpoint.' * fits_teacher)
+    file.check_finite(fit)
+    file.tell(student, fit, part)
+    return {beginning + name: value for name, value in fit.taken.items()}
 
 
 def load_distiller(model: nn.Module, source: str) -> None:
@@ -84,11 +246,11 @@ def load_distiller(model: nn.Module, source: str) -> None:
         FileNotFoundError, ValueError: As :func:`read_checkpoint`.
         ValueError: If the file is of another distillation, or of a student alone.
     """
-    weights, current = weights_in(read_checkpoint(source)), model.state_dict()
-    misfit = _misfit(weights, current)
-    if misfit:
+    weights, current = _saved_by_a_training(read_checkpoint(source)), model.state_dict()
+    differs = misfit(weights, current)
+    if differs:
         raise ValueError(
-            f'"{source}" is not from the distillation of this config: {misfit}. Name an iter_*.pth or epoch_*.pth of '
+            f'"{source}" is not from the distillation of this config: {differs}. Name an iter_*.pth or epoch_*.pth of '
             'its work directory, which has connectors beside the student.')
     model.load_state_dict({**current, **weights})
 
@@ -105,10 +267,10 @@ def check_resumable(model: nn.Module, source: str) -> None:
         raise ValueError(
             f'"{source}" holds weights and not the state of a training, so there is nothing to resume. Name an '
             'iter_*.pth or epoch_*.pth of a work directory; to start anew from weights: --cfg-options load_from=PATH.')
-    misfit = _misfit(weights_in(checkpoint), model.state_dict())
-    if misfit:
+    differs = misfit(_saved_by_a_training(checkpoint), model.state_dict())
+    if differs:
         raise ValueError(
-            f'"{source}" is from the training of another model: {misfit}. Resume with the config, and with or without '
+            f'"{source}" is from the training of another model: {differs}. Resume with the config, and with or without '
             '--student-only, as that training was started.')
 
 
@@ -120,43 +282,16 @@ def checksum(model: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def to_model_keys(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the tensors of ``state_dict`` to what mmpretrain and mmseg models call them; values are not touched.
-
-    Takes the names of the official networks (following the official code: WRN, PyramidNet, CIFAR ResNet, MobileNet,
-    ResNet, DeepLab with a ResNet), of torchvision classifiers that end in ``fc``, and of mmpretrain and mmseg models,
-    all with or without the ``module.`` of DataParallel. Of a distiller's checkpoint it returns the student.
-
-    Raises:
-        ValueError: If two tensors would get the same name.
-    """
-    names = {name: name.removeprefix('module.') for name in state_dict}
-    if any(name.startswith('student.') for name in names.values()):
-        names = {
-            old: new.removeprefix('student.') for old, new in names.items() if not new.startswith(_DISTILLER_PARTS)}
-    renamed: dict[str, str] = {}
-    for old, new in names.items():
-        for pattern, replacement in _RENAMES:
-            new = re.sub(pattern, replacement, new)
-        if new in renamed:
-            raise ValueError(
-                f'The checkpoint has both "{renamed[new]}" and "{old}", and either would be "{new}" of the model. '
-                'It mixes two naming schemes: save the weights of one model alone.')
-        renamed[new] = old
-    return {new: state_dict[old] for new, old in renamed.items()}
+def _log(text: str, level: int = logging.INFO) -> None:
+    print_log(text, logger='current', level=level)
 
 
-def _misfit(weights: dict[str, torch.Tensor], current: dict[str, torch.Tensor]) -> str:
-    missing = [
-        f'{name} {_shape(value)}' for name, value in current.items()
-        if name not in weights and not name.endswith('.num_batches_tracked')]
-    unexpected = [f'{name} {_shape(value)}' for name, value in weights.items() if name not in current]
-    mismatched = [
-        f'{name} {_shape(value)} for {_shape(current[name])} in the model' for name, value in weights.items()
-        if name in current and _shape(value) != _shape(current[name])]
-    groups = [(missing, 'missing'), (unexpected, 'unexpected'), (mismatched, 'of another shape')]
-    return '; '.join(f'{len(group)} {kind} ({examples(group)})' for group, kind in groups if group)
+def _load(model: nn.Module, file: WeightsFile, fit: Fit) -> None:
+    file.check_finite(fit)
+    # All that there is fits. Some models, as SwinV2, drop on the way what they compute themselves.
+    model.load_state_dict({**fit.model, **fit.taken}, strict=False)
+    file.tell(model, fit, type(model).__name__)
 
 
-def _shape(value: object) -> str:
-    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else f'of type {type(value).__name__}'
+def _saved_by_a_training(checkpoint: dict) -> dict[str, Tensor]:
+    return next(iter(weights_in(checkpoint).values()))

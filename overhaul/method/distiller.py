@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from overhaul.compat import save_names_that_load
+from overhaul.files.checkpoints import examples
 from overhaul.files.settings import model_of
-from overhaul.files.weights import checksum, load_weights
+from overhaul.files.weights import checksum, load_teacher, starting_weights
 from overhaul.method.at_once import at_once, possible
 from overhaul.method.memory_format import quickest
 from overhaul.method.normalization import Renormalize
@@ -54,8 +56,11 @@ class OverhaulDistiller(BaseModel):
             ``margin_norm``, the path of the teacher's batch norm that gives the margin (default: the last one of the
             same shape on the main path before the tap, with no convolution of that shape after it; without any, the
             margin is estimated, see :class:`MarginReLU`).
-        teacher_checkpoint: Weights of the teacher, a file or URL as :func:`read_checkpoint` takes
-            it. ``None`` leaves the teacher as its config initialises it, and warns.
+        teacher_checkpoint: Weights of the teacher, a file or URL as :func:`read_checkpoint` takes it, or
+            ``dict(file=..., key=..., prefix=...)`` where the file holds several sets of them, see :class:`Source`. The
+            file may lack what no tap depends on. ``None`` leaves the teacher as its config initialises it, and warns.
+        student_checkpoint: Likewise, weights that the student starts from, see :func:`starting_weights`. They outlive
+            ``init_weights``; those of a resumed training, or of ``load_from``, replace them.
         connector: Student transform, built with ``student_channels`` and ``teacher_channels``. The gradient goes to its
             own parameters and to the feature that it is given. Default type: ``ConvBNConnector``.
         margin: Teacher transform, built with ``channels`` and ``norm``, the batch norm before the tap or ``None``.
@@ -80,11 +85,13 @@ class OverhaulDistiller(BaseModel):
 
     Attributes:
         teacher, student: The models.
+        teacher_is_whole: Whether no tensor of the teacher is absent from its ``teacher_checkpoint``; True without one.
+            A teacher that is not whole gives its features, and no results that could be validated.
         connectors, margins: One per tap.
 
     Raises:
         ValueError: If a tap does not exist or is not reached; if teacher and student differ in height and width at a
-            tap; if a type is unknown; if the checkpoint does not fit.
+            tap; if a type is unknown; if a checkpoint does not fit.
         FileNotFoundError: If the checkpoint does not exist.
     """
 
@@ -93,7 +100,8 @@ class OverhaulDistiller(BaseModel):
         teacher: dict | str,
         student: dict | str,
         taps: Sequence[dict] | str,
-        teacher_checkpoint: str | None = None,
+        teacher_checkpoint: str | dict | None = None,
+        student_checkpoint: str | dict | None = None,
         connector: dict | None = None,
         margin: dict | None = None,
         distill_loss: dict | None = None,
@@ -110,18 +118,22 @@ class OverhaulDistiller(BaseModel):
             dict | None, 'a dict, as in dict(type="...")',
             connector=connector, margin=margin, distill_loss=distill_loss)
         _check_kind(bool, 'True or False', teacher_dropout=teacher_dropout, match_sizes=match_sizes, at_once=at_once)
-        if teacher_checkpoint == '':
-            raise ValueError("teacher_checkpoint is a file, a URL or None, not ''.")
         _check_arguments(taps, teacher_batch_norm, input_size)
         student = _with_preprocessor(model_of(student), data_preprocessor)
         student_model = build(student, 'student')
         super().__init__(data_preprocessor=student_model.data_preprocessor)
         self.student = student_model
+        save_names_that_load(self.student)
+        self._given: set[str] = set()
+        if student_checkpoint is not None:
+            given = starting_weights(self.student, student_checkpoint, 'student_checkpoint')
+            self.student.load_state_dict({**self.student.state_dict(), **given}, strict=False)
+            self._given.update(given)
         self.teacher_batch_norm, self.teacher_dropout = teacher_batch_norm, teacher_dropout
         self._owns_teacher = True
         self._teacher_takes_views = False
         # Past nn.Module's __setattr__, which would make it a submodule.
-        self.__dict__['teacher'] = _build_teacher(
+        self.__dict__['teacher'], missing = _build_teacher(
             _with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint)
         self.renormalize = _renormalize(self.student, self.teacher)
 
@@ -130,6 +142,8 @@ class OverhaulDistiller(BaseModel):
         self.teacher_taps = Taps(self.teacher, [tap['teacher'] for tap in taps], 'teacher')
         self.student_taps = Taps(self.student, [tap['student'] for tap in taps], 'student')
         self.teacher_taps.dry_run(self.teacher, input_size, stop_after_last=True)
+        self._check_teacher(missing, input_size)
+        self.teacher_is_whole = not missing
         self.student_taps.dry_run(self.student, input_size, stop_after_last=False)
         self.match_sizes, self.at_once = match_sizes, at_once
         if not match_sizes:
@@ -150,6 +164,27 @@ class OverhaulDistiller(BaseModel):
         self.distill_loss = build(
             {'type': 'PartialL2Loss', **(distill_loss or {}), **strength}, 'distill_loss', scope='overhaul')
         self.train()
+
+    def _check_teacher(self, missing: Sequence[str], input_size: tuple[int, int]) -> None:
+        """Refuse a teacher whose file lacks what its taps depend on: NaN in place of it comes through to them."""
+        state = self.teacher.state_dict()
+        kept = {name: state[name].clone() for name in missing if state[name].is_floating_point()}
+        if not kept:
+            return
+        self.teacher.eval()
+        image = torch.zeros(1, 3, *input_size).to(next(self.teacher.parameters()))
+        with torch.no_grad():
+            for name in kept:
+                state[name].fill_(math.nan)
+            features = self.teacher_taps.read(self.teacher, image)
+            for name, value in kept.items():
+                state[name].copy_(value)
+        lost = [tap.path for tap, feature in zip(self.teacher_taps, features) if not feature.isfinite().all()]
+        if lost:
+            raise ValueError(
+                f'The teacher_checkpoint lacks {len(missing)} tensors of the teacher ({examples(missing)}), on which '
+                f'its taps {examples(lost)} depend. Give the teacher in the config the architecture, depth and width '
+                'of the file, or name the file that belongs to it.')
 
     def _check_sizes(self, input_size: tuple[int, int]) -> None:
         for teacher_tap, student_tap in zip(self.teacher_taps, self.student_taps):
@@ -266,9 +301,11 @@ class OverhaulDistiller(BaseModel):
         return self
 
     def init_weights(self) -> None:
-        """Initialise student and connectors; make sure that the teacher is as it was."""
+        """Initialise student and connectors; the teacher and what student_checkpoint gave stay as they are."""
         before = checksum(self.teacher)
+        given = {name: value.clone() for name, value in self.student.state_dict().items() if name in self._given}
         super().init_weights()
+        self.student.load_state_dict({**self.student.state_dict(), **given}, strict=False)
         if checksum(self.teacher) != before:
             raise RuntimeError('The initialisation of the student changed the teacher: they share parameters.')
 
@@ -294,7 +331,9 @@ class OverhaulDistiller(BaseModel):
         return duplicate
 
 
-def _build_teacher(cfg: dict, checkpoint: str | None) -> nn.Module:
+def _build_teacher(cfg: dict, checkpoint: str | dict | None) -> tuple[nn.Module, list[str]]:
+    """Return the teacher, and the names of what its checkpoint lacks."""
+    missing: list[str] = []
     teacher = revert_sync_batchnorm(build(cfg, 'teacher'))
     if checkpoint is None:
         warnings.warn(
@@ -302,13 +341,13 @@ def _build_teacher(cfg: dict, checkpoint: str | None) -> nn.Module:
             'learn from it.', stacklevel=2)
         teacher.init_weights()
     else:
-        load_weights(teacher, checkpoint)
+        missing = load_teacher(teacher, checkpoint)
     teacher.requires_grad_(False)
     for module in teacher.modules():
         if isinstance(module, _BatchNorm):
             # In train mode: statistics of the batch, and the running ones not touched. In eval mode: the running ones.
             module.track_running_stats = False
-    return teacher
+    return teacher, missing
 
 
 def _renormalize(student: nn.Module, teacher: nn.Module) -> Renormalize | None:

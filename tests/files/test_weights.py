@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from mmpretrain.structures import DataSample
 
 from overhaul.files import weights
 from overhaul.files.checkpoints import read_checkpoint
-from overhaul.files.weights import load_weights, to_model_keys
+from overhaul.files.names import fits, to_model_keys
+from overhaul.files.weights import load_teacher, load_weights, starting_weights
 from overhaul.registry import MODELS
 
 KEYS = Path(__file__).parents[1] / 'data' / 'checkpoint_keys'
@@ -89,7 +91,9 @@ def test_official_names_become_those_of_our_model(network):
     model = MODELS.build(OFFICIAL[network])
     official = {f'module.{name}': torch.empty(shape, device='meta') for name, shape in manifest(network).items()}
     expected = {name: value.shape for name, value in model.state_dict().items()}
-    assert {name: value.shape for name, value in to_model_keys(official).items()} == expected
+    fit, *_ = fits({'': official}, model)
+    assert {name: value.shape for name, value in fit.taken.items()} == expected
+    assert fit.has_all and fit.prefix == 'module.'
 
 
 @pytest.mark.parametrize('network, official, ours', [
@@ -245,3 +249,214 @@ def test_checkpoint_of_another_network_is_refused(tmp_path):
     file = save(tmp_path, {'model': official_state('wrn16_2')})
     with pytest.raises(ValueError, match=r'fit the ImageClassifier: \d+ missing .+; \d+ unexpected .+; 7 of another'):
         load_weights(resnet18(), file)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files as other programs write them
+
+
+def small(width=4, classes=5):
+    return dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=dict(type='mmpretrain.ResNet_CIFAR', depth=18, base_channels=width, stem_channels=width),
+        neck=dict(type='mmpretrain.GlobalAveragePooling'),
+        head=dict(type='mmpretrain.LinearClsHead', num_classes=classes, in_channels=8 * width))
+
+
+def timm_classifier(classes=5):
+    return dict(type='mmpretrain.TimmClassifier', model_name='resnet18', num_classes=classes)
+
+
+def timm_backbone():
+    return dict(
+        type='mmpretrain.ImageClassifier', backbone=dict(type='mmpretrain.TIMMBackbone', model_name='resnet18'),
+        neck=dict(type='mmpretrain.GlobalAveragePooling'),
+        head=dict(type='mmpretrain.LinearClsHead', num_classes=5, in_channels=512))
+
+
+def others(state):
+    """Other values under the same names."""
+    return {name: value + 1 for name, value in state.items()}
+
+
+def prefixed(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """What is logged."""
+    lines = []
+    monkeypatch.setattr(weights, 'print_log', lambda line, **_: lines.append(line))
+    return lines
+
+
+@pytest.fixture(scope='module')
+def state():
+    torch.manual_seed(0)
+    return MODELS.build(small()).state_dict()
+
+
+@pytest.mark.parametrize('prefix', [
+    'model.', 'module._orig_mod.', 'architecture.', 'teacher.', 'net.encoder.', 'student.model.'])
+def test_a_prefix_that_all_names_share_is_found(tmp_path, lines, state, prefix):
+    model = MODELS.build(small())
+    load_weights(model, save(tmp_path, dict(state_dict=prefixed(prefix, state))))
+    assert same(model.state_dict(), state)
+    assert f'what begins with "{prefix}" in "state_dict"' in lines[0]
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.model.', 'module.encoder_q.'])
+def test_a_backbone_alone_is_a_teacher_without_a_head(tmp_path, state, prefix):
+    backbone = {name.removeprefix('backbone.'): value for name, value in state.items() if name.startswith('backbone.')}
+    model = MODELS.build(small())
+    before = snapshot(model)
+    file = save(tmp_path, prefixed(prefix, backbone))
+    assert load_teacher(model, file) == ['head.fc.weight', 'head.fc.bias']
+    assert same(model.state_dict(), {**state, 'head.fc.weight': before['head.fc.weight'],
+                                     'head.fc.bias': before['head.fc.bias']})
+    with pytest.raises(ValueError, match=r'2 missing \(head\.fc\.weight'):
+        load_weights(MODELS.build(small()), file)
+
+
+def test_sets_that_fit_equally_well_are_a_choice(tmp_path, state):
+    file = save(tmp_path, dict(state_dict={**prefixed('architecture.', others(state)), **prefixed('teacher.', state)}))
+    model = MODELS.build(small())
+    before = snapshot(model)
+    with pytest.raises(ValueError, match='2 sets of weights') as error:
+        load_teacher(model, file)
+    assert f"teacher_checkpoint=dict(file='{file}', prefix='teacher.')" in str(error.value)
+    assert same(model.state_dict(), before)
+    for prefix in ('teacher.', 'teacher'):
+        load_teacher(model, dict(file=file, prefix=prefix))
+        assert same(model.state_dict(), state)
+
+    file = save(tmp_path, dict(teacher=prefixed('module.', state), student=prefixed('module.', others(state)), epoch=3))
+    with pytest.raises(ValueError, match=r"key='teacher', prefix='module\.'\), or .+key='student'"):
+        load_teacher(model, file)
+    load_teacher(model, dict(file=file, key='student'))
+    assert same(model.state_dict(), others(state))
+
+
+@pytest.mark.parametrize('plain, average', [('state_dict', 'state_dict_ema'), ('model', 'model_ema')])
+def test_the_average_beside_the_weights_is_told_and_taken_where_it_is_asked_for(tmp_path, lines, state, plain, average):
+    file = save(tmp_path, {average: others(state), plain: state, 'epoch': 3})
+    model = MODELS.build(small())
+    load_teacher(model, file)
+    assert same(model.state_dict(), state)
+    advice = f"teacher_checkpoint=dict(file='{file}', key='{average}')"
+    assert lines == [f'Loaded {len(state)} tensors of {file} into the ImageClassifier.',
+                     f'{file} also holds "{average}". To take that: {advice}.']
+    load_teacher(model, eval(advice.partition('=')[2]))
+    assert same(model.state_dict(), others(state))
+    assert lines[-1] == f'Loaded {len(state)} tensors of {file} into the ImageClassifier, from "{average}".'
+
+
+def test_averages_of_openmmlab(tmp_path, lines, state):
+    within = {'ema_' + name.replace('.', '_'): value for name, value in others(state).items()}
+    file, model = save(tmp_path, dict(state_dict={**state, **within})), MODELS.build(small())
+    load_weights(model, file)
+    assert same(model.state_dict(), state) and 'also holds "ema_"' in lines[-1]
+    load_weights(model, dict(file=file, key='ema_'))
+    assert same(model.state_dict(), others(state))
+
+    file = save(tmp_path, dict(
+        state_dict=state, ema_state_dict={**prefixed('module.', others(state)), 'steps': torch.tensor(1)}))
+    load_weights(model, file)
+    assert same(model.state_dict(), state)
+    assert 'also holds what begins with "module." in "ema_state_dict" (the weights before' in lines[-1]
+
+
+@pytest.mark.parametrize('source, message', [
+    (dict(file='{}', key='ema'), 'has no weights under the key "ema". It has "state_dict".'),
+    (dict(file='{}', prefix='teacher.'), r'No name in .+ begins with "teacher\.". Nearest: backbone\., head\.'),
+    (dict(file='{}', keys='ema'), 'teacher_checkpoint has an unknown key "keys". Nearest: key'),
+    (dict(key='ema'), 'teacher_checkpoint names no file'),
+    (dict(file='{}', prefix=3), 'prefix=3, where a text is expected'),
+    (['{}'], r'teacher_checkpoint is a file, a URL or None, not \['),
+])
+def test_a_source_that_is_none_is_told(tmp_path, state, source, message):
+    file = save(tmp_path, dict(state_dict=state))
+    if isinstance(source, dict) and 'file' in source:
+        source = dict(source, file=file)
+    with pytest.raises(ValueError, match=message):
+        load_teacher(MODELS.build(small()), source)
+
+
+def test_a_safetensors_file(tmp_path, state, monkeypatch):
+    safetensors = pytest.importorskip('safetensors.torch')
+    safetensors.save_file(state, tmp_path / 'model.safetensors')
+    model = MODELS.build(small())
+    load_weights(model, str(tmp_path / 'model.safetensors'))
+    assert same(model.state_dict(), state)
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(ModuleNotFoundError, match='is a file of safetensors.+: pip install safetensors'):
+        load_weights(model, str(tmp_path / 'model.safetensors'))
+
+
+@pytest.mark.parametrize('cfg', [timm_classifier, timm_backbone], ids=['TimmClassifier', 'TIMMBackbone'])
+@pytest.mark.parametrize('name', ['resnet18.pth', 'resnet18.safetensors'])
+def test_a_file_of_timm(tmp_path, cfg, name):
+    timm, safetensors = pytest.importorskip('timm'), pytest.importorskip('safetensors.torch')
+    torch.manual_seed(0)
+    reference, model = timm.create_model('resnet18', num_classes=5).eval(), MODELS.build(cfg()).eval()
+    if name.endswith('.pth'):
+        save(tmp_path, dict(state_dict=reference.state_dict(), epoch=3), name)
+    else:
+        safetensors.save_file(reference.state_dict(), tmp_path / name)
+    load_weights(model, str(tmp_path / name))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        answer = model(images) if not hasattr(model, 'head') else model.head(model.extract_feat(images))
+        torch.testing.assert_close(answer, reference(images))
+
+
+def test_a_head_of_other_classes(tmp_path, state):
+    """The same rule for each kind of network: not for a test, but for a teacher whose features do not ask for it."""
+    pytest.importorskip('timm')
+    for cfg, head in ((small(), 'head.fc'), (timm_classifier(), 'fc'), (timm_backbone(), 'head.fc')):
+        torch.manual_seed(0)
+        model = MODELS.build(cfg)
+        file = save(tmp_path, MODELS.build({**cfg, 'head': dict(cfg['head'], num_classes=7)} if 'head' in cfg else
+                                           {**cfg, 'num_classes': 7}).state_dict())
+        with pytest.raises(ValueError, match='of another shape'):
+            load_weights(model, file)
+        assert load_teacher(model, file) == [f'{head}.weight', f'{head}.bias']
+    timm_file = save(tmp_path, pytest.importorskip('timm').create_model('resnet18', num_classes=7).state_dict())
+    assert load_teacher(MODELS.build(timm_backbone()), timm_file) == ['head.fc.weight', 'head.fc.bias']
+
+
+def test_a_deeper_or_wider_teacher_is_refused(tmp_path, state):
+    deeper = {**state, 'backbone.layer3.2.conv1.weight': torch.zeros(16, 16, 3, 3)}
+    with pytest.raises(ValueError, match=r'1 unexpected \(backbone\.layer3\.2'):
+        load_teacher(MODELS.build(small()), save(tmp_path, deeper))
+    with pytest.raises(ValueError, match='does not fit the ImageClassifier'):
+        load_teacher(MODELS.build(small(8)), save(tmp_path, state))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights to start a training from
+
+
+def test_what_a_training_can_start_from(tmp_path, lines, state):
+    model = MODELS.build(small(classes=7))
+    given = starting_weights(model, save(tmp_path, dict(state_dict=state)))
+    assert given.keys() == {name for name in state if name.startswith('backbone.')}
+    assert all(given[name] is not None and torch.equal(given[name], state[name]) for name in given)
+    assert lines[1].startswith('2 of ') and lines[1].endswith('stay as initialised: head.fc.weight, head.fc.bias.')
+
+    first = {**state, 'backbone.conv1.weight': torch.zeros(4, 4, 3, 3)}  # for other channels
+    assert len(starting_weights(MODELS.build(small()), save(tmp_path, first))) == len(state) - 1
+
+
+@pytest.mark.parametrize('content', [
+    lambda state: {name: value for name, value in state.items() if name.startswith('head.')},
+    lambda state: {name: value for name, value in state.items() if 'layer1' in name or 'layer2' in name},
+    lambda state: MODELS.build(small(8)).state_dict(),
+    lambda state: {f'backbone.layer9.{i}.weight': torch.zeros(1) for i in range(40)} | state,
+    lambda state: {'something.else': torch.zeros(3)},
+], ids=['head', 'half', 'wider', 'deeper', 'nothing'])
+def test_what_a_training_cannot_start_from(tmp_path, state, content):
+    with pytest.raises(ValueError, match='does not fit the ImageClassifier') as error:
+        starting_weights(MODELS.build(small()), save(tmp_path, content(state)))
+    assert '\n' not in str(error.value)

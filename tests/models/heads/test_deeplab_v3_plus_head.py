@@ -6,7 +6,7 @@ from golden import inputs, load_golden, load_manifest, parameter_count, recipe_s
 from mmengine.config import Config
 from torch import nn
 
-from overhaul.files.weights import to_model_keys
+from overhaul.files.names import to_model_keys
 from overhaul.models.heads import DeepLabV3PlusHead
 from overhaul.registry import MODELS
 

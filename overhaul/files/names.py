@@ -1,0 +1,242 @@
+"""Finds out which tensor of a file is which of a model, whatever the file calls them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from overhaul.files.checkpoints import PLAIN_KEYS, examples
+
+# What official networks and torchvision call otherwise. Applied in this order; what is ours passes through unchanged.
+_RENAMES: list[tuple[str, str | Callable[[re.Match], str]]] = [
+    # Official DeepLab
+    (r'^aspp\.aspp(\d)\.(atrous_)?', lambda match: f'decode_head.aspp_modules.{int(match[1]) - 1}.'),
+    (r'^aspp\.global_avg_pool\.1\.', 'decode_head.image_pool.1.conv.'),
+    (r'^aspp\.global_avg_pool\.2\.', 'decode_head.image_pool.1.bn.'),
+    (r'^aspp\.(conv|bn)1\.', r'decode_head.bottleneck.\1.'),
+    (r'^decoder\.(conv|bn)1\.', r'decode_head.c1_bottleneck.\1.'),
+    (r'^decoder\.last_conv\.0\.', 'decode_head.fusion.0.conv.'),
+    (r'^decoder\.last_conv\.1\.', 'decode_head.fusion.0.bn.'),
+    (r'^decoder\.last_conv\.4\.', 'decode_head.fusion.1.conv.'),
+    (r'^decoder\.last_conv\.5\.', 'decode_head.fusion.1.bn.'),
+    (r'^decoder\.last_conv\.8\.', 'decode_head.conv_seg.'),
+    # Official Wide ResNet
+    (r'^(block\d)\.layer\.(\d+)\.', r'\1.\2.'),
+    (r'^(block\d\.\d+)\.convShortcut\.', r'\1.shortcut.'),
+    # Every official and torchvision classifier
+    (r'^fc\.', 'head.fc.'),
+    (r'^(?!(backbone|neck|head|decode_head|auxiliary_head|data_preprocessor)\.|ema_)', 'backbone.'),
+]
+# What a file may hold more than the model: parts used in training alone, and what frameworks save beside the weights.
+_SPARE = re.compile(r'auxiliary_head\.|data_preprocessor\.|ema_|(.+\.)?mask_token$')
+# What networks call what comes behind their features, where it lies among them.
+_HEAD = re.compile(r'(neck|heads?|head_\w+|\w+_head|fc|classifier|last_linear|linear|logits|pre_logits|projector)\.')
+# A first convolution for other channels is a tensor or two of a backbone; another depth or width is many.
+_NEARLY_ALL = 0.9
+
+
+@dataclass
+class Fit:
+    """How a set of weights in a file fits a model.
+
+    Attributes:
+        model: The tensors of the model, by name.
+        key: Where in the file the set is; ``''`` is the top.
+        prefix, added: What is taken from the beginning of each name, and what is put there where the model has no such
+            name.
+        weights: The set, by the names of the model.
+        left_out: Names of the file for which nobody has asked.
+        renamed: A module of the file, and that of the model which must be meant since no other is left.
+    """
+
+    model: dict[str, Tensor]
+    key: str
+    prefix: str
+    added: str
+    weights: dict[str, Tensor]
+    left_out: list[str] = field(default_factory=list)
+    renamed: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        self.taken = {
+            name: value for name, value in self.weights.items()
+            if name in self.model and _shape(value) == _shape(self.model[name])}
+        self.missing = [name for name in self.model if name not in self.taken and not _is_counter(name)]
+        self.unexpected = [name for name in self.weights if name not in self.model]
+        self.mismatched = [name for name in self.weights if name in self.model and name not in self.taken]
+
+    @property
+    def size(self) -> int:
+        """How many tensors fit, without the counters that older files lack."""
+        return sum(not _is_counter(name) for name in self.taken)
+
+    @property
+    def has_all(self) -> bool:
+        """Whether each tensor of the one has its place in the other."""
+        return not self.missing and not self.unexpected
+
+    @property
+    def has_backbone(self) -> bool:
+        """Whether nearly all tensors in front of the head, of the model and of the file, fit."""
+        backbone = [name for name in self.model if self.in_backbone(name) and not _is_counter(name)]
+        fit = sum(name in self.taken for name in backbone)
+        more = sum(self.in_backbone(name) and not _is_counter(name) for name in self.unexpected)
+        return fit > 0 and fit >= _NEARLY_ALL * max(len(backbone), fit + more)
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """By what fits are compared: of those that are none, the one that comes near in its names."""
+        return (True, self.size) if self.has_backbone else (False, self.size + len(self.mismatched))
+
+    def in_backbone(self, name: str) -> bool:
+        """Return whether ``name`` is of what comes before the head."""
+        return name.startswith(backbone_of(self.model)) and not _HEAD.match(
+            name.removeprefix(self.added or backbone_of(self.model)))
+
+    def is_in(self, other: Fit) -> bool:
+        """Return whether ``other`` gives the model all that this does."""
+        return self.taken.keys() <= other.taken.keys() and all(
+            value is other.taken[name] or torch.equal(value, other.taken[name]) for name, value in self.taken.items())
+
+
+def backbone_of(names: Iterable[str]) -> str:
+    """Return how the names of the tensors in the backbone begin; ``''`` where the model has no part of that name."""
+    return 'backbone.' if any(name.startswith('backbone.') for name in names) else ''
+
+
+def fits(sets: dict[str, dict[str, Tensor]], model: nn.Module, prefix: str | None = None) -> list[Fit]:
+    """Return how ``sets`` of weights, as :func:`weights_in` gives them, fit ``model`` at best; the best fit first.
+
+    A set is the weights of one key, or those of them whose names begin with what many have in common. Among equals the
+    first is the one that is meant where nothing else is said.
+
+    Args:
+        prefix: How the names in the file begin that are meant. Default: found out.
+    """
+    current = model.state_dict()
+    found = []
+    for key, weights in sets.items():
+        for beginning in _prefixes(weights, current) if prefix is None else [prefix]:
+            candidates = list(_candidates(current, key, beginning, weights))
+            best = max(candidates, key=lambda fit: (*fit.rank, -len(fit.unexpected)))
+            if not any(best.taken and best.is_in(fit) for fit in found):
+                found.append(best)
+    return sorted(found, key=lambda fit: fit.rank, reverse=True)
+
+
+def rivals(found: list[Fit]) -> list[Fit]:
+    """Return those of :func:`fits` that could be meant just as well as the first; with it, or none."""
+    best = found[0]
+    equal = [fit for fit in found[1:] if fit.size == best.size and fit.has_backbone and (
+        best.prefix and fit.prefix if fit.key == best.key else best.key not in PLAIN_KEYS)]
+    return [best, *equal] if equal else []
+
+
+def to_model_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of ``weights`` to what mmpretrain and mmseg models call them; values are not touched.
+
+    Takes the names of the official networks (following the official code: WRN, PyramidNet, CIFAR ResNet, MobileNet,
+    ResNet, DeepLab with a ResNet), of torchvision classifiers that end in ``fc``, and of mmpretrain and mmseg models.
+
+    Raises:
+        ValueError: If two tensors would get the same name.
+    """
+    renamed: dict[str, str] = {}
+    for old in weights:
+        new = old
+        for pattern, replacement in _RENAMES:
+            new = re.sub(pattern, replacement, new)
+        if new in renamed:
+            raise ValueError(
+                f'The checkpoint has both "{renamed[new]}" and "{old}", and either would be "{new}" of the model. '
+                'It mixes two naming schemes: save the weights of one model alone.')
+        renamed[new] = old
+    return {new: weights[old] for new, old in renamed.items()}
+
+
+def misfit(weights: dict[str, Tensor], model: dict[str, Tensor]) -> str:
+    """Return in what ``weights`` differ from the tensors of a ``model``, in names and shapes; ``''`` if in nothing."""
+    missing = [
+        f'{name} {_shape(value)}' for name, value in model.items() if name not in weights and not _is_counter(name)]
+    unexpected = [f'{name} {_shape(value)}' for name, value in weights.items() if name not in model]
+    mismatched = [
+        f'{name} {_shape(value)} for {_shape(model[name])} in the model' for name, value in weights.items()
+        if name in model and _shape(value) != _shape(model[name])]
+    groups = [(missing, 'missing'), (unexpected, 'unexpected'), (mismatched, 'of another shape')]
+    return '; '.join(f'{len(group)} {kind} ({examples(group)})' for group, kind in groups if group)
+
+
+def _candidates(model: dict[str, Tensor], key: str, prefix: str, weights: dict[str, Tensor]) -> Iterator[Fit]:
+    inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    outside = [name for name in weights if not name.startswith(prefix)]
+
+    def fit(added: str, renamed: dict[str, Tensor]) -> Fit:
+        spare = [name for name in renamed if name not in model and _SPARE.match(name)]
+        kept = {name: value for name, value in renamed.items() if name not in spare}
+        return _with_the_last_module(Fit(model, key, prefix, added, kept, outside + spare))
+
+    for added in ('', *_additions(inside, model)):
+        yield fit(added, {_placed(name, added, inside, model): value for name, value in inside.items()})
+    try:
+        official = to_model_keys(inside)
+    except ValueError:
+        return  # no names of one network
+    yield fit('backbone.', official)
+
+
+def _placed(name: str, added: str, inside: dict[str, Tensor], model: dict[str, Tensor]) -> str:
+    return name if name in model or added + name in inside else added + name
+
+
+def _prefixes(weights: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:
+    """Return what the names of at least half as many tensors begin with as the model has in its backbone."""
+    count = Counter('')
+    for name in weights:
+        parts = name.split('.')
+        count.update('.'.join(parts[:depth]) + '.' for depth in range(1, len(parts)))
+    backbone = backbone_of(model)
+    enough = sum(name.startswith(backbone) and not _is_counter(name) for name in model) / 2
+    return ['', *(prefix for prefix, number in count.items() if number >= enough)]
+
+
+def _additions(weights: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:
+    """Return what most tensors, whose names the model lacks, would have before their names in the model."""
+    absent = {name: _shape(value) for name, value in weights.items() if name not in model}
+    count = Counter()
+    for name, value in model.items():
+        parts = name.split('.')
+        for depth in range(1, len(parts)):
+            if absent.get('.'.join(parts[depth:])) == _shape(value):
+                count['.'.join(parts[:depth]) + '.'] += 1
+    return [addition for addition, _ in count.most_common(3)]
+
+
+def _with_the_last_module(fit: Fit) -> Fit:
+    """Match a linear layer or a convolution that is left over in the file with one that is left over in the model.
+
+    Every framework has its own name for the last layer.
+    """
+    theirs, ours = ({name.rpartition('.')[0] for name in names} for names in (fit.unexpected, fit.missing))
+    if len(theirs) != 1 or len(ours) != 1:
+        return fit
+    (their, ), (our, ) = theirs, ours
+    renamed = {f'{our}.{name.rpartition(".")[2]}': fit.weights[name] for name in fit.unexpected}
+    if {name: _shape(value) for name, value in renamed.items()} != {
+            name: _shape(fit.model[name]) for name in fit.missing} or getattr(
+                renamed.get(f'{our}.weight'), 'ndim', 0) < 2:
+        return fit
+    kept = {name: value for name, value in fit.weights.items() if name not in fit.unexpected}
+    return Fit(fit.model, fit.key, fit.prefix, fit.added, kept | renamed, fit.left_out, (their, our))
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith('num_batches_tracked')
+
+
+def _shape(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f'of type {type(value).__name__}'

@@ -1,0 +1,157 @@
+"""Trainings that start from a file, run by mmengine's runner with a learning rate of 0."""
+
+import itertools
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+
+from overhaul.engine import starting_weights
+from overhaul.files.weights import check_resumable, load_weights
+from overhaul.registry import MODELS
+
+numbers = itertools.count()
+
+
+def resnet(width, classes=5):
+    return dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=dict(type='mmpretrain.ResNet_CIFAR', depth=18, base_channels=width, stem_channels=width),
+        neck=dict(type='mmpretrain.GlobalAveragePooling'),
+        head=dict(type='mmpretrain.LinearClsHead', num_classes=classes, in_channels=8 * width))
+
+
+TEACHER, STUDENT = resnet(8), resnet(4)
+TIMM = dict(type='mmpretrain.TimmClassifier', model_name='resnet18', num_classes=5,
+            loss=dict(type='mmpretrain.CrossEntropyLoss'))
+TAPS = [dict(teacher=f'backbone.layer{i}', student=f'backbone.layer{i}') for i in (3, 4)]
+
+
+@pytest.fixture(scope='module')
+def teacher_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
+    torch.save(dict(state_dict=MODELS.build(TEACHER).state_dict()), path)
+    return str(path)
+
+
+def distiller(teacher_file, **changes):
+    return MODELS.build(dict(dict(
+        type='overhaul.OverhaulDistiller', teacher=TEACHER, teacher_checkpoint=teacher_file, student=STUDENT, taps=TAPS,
+        alpha=1e-3, input_size=(32, 32)), **changes))
+
+
+def train(folder, model, rate=0., **changes):
+    samples = [dict(inputs=torch.randn(3, 32, 32), data_samples=DataSample().set_gt_label(i)) for i in range(4)]
+    runner = Runner(
+        model=model, work_dir=str(folder / 'run'), train_cfg=dict(by_epoch=True, max_epochs=1),
+        train_dataloader=dict(dataset=samples, batch_size=2, sampler=dict(type='DefaultSampler', shuffle=False),
+                              collate_fn=dict(type='pseudo_collate')),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=rate)), default_scope='mmpretrain',
+        experiment_name=f'starting_weights_{next(numbers)}', **changes)
+    if runner._load_from and not runner._resume:
+        starting_weights.prepare(runner)
+    runner.train()
+    return runner
+
+
+def save(folder, model, prefix='', name='file.pth'):
+    torch.save(dict(state_dict={prefix + n: value for n, value in model.state_dict().items()}), folder / name)
+    return str(folder / name)
+
+
+def same_parameters(model, other):
+    parameters, others = dict(model.named_parameters()), dict(other.named_parameters())
+    return parameters.keys() == others.keys() and all(torch.equal(parameters[name], others[name]) for name in others)
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'model.', 'student.'])
+def test_a_students_file_starts_the_student_of_a_distillation_and_its_average(tmp_path, teacher_file, prefix):
+    source = MODELS.build(STUDENT)
+    file = save(tmp_path, source, prefix)
+    runner = train(tmp_path, distiller(teacher_file), load_from=file, custom_hooks=[dict(type='EMAHook')])
+    assert same_parameters(runner.model.student, source)
+    average = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook').ema_model
+    assert same_parameters(average.module.student, source)
+
+
+def test_a_distillation_starts_another_one_and_its_student_alone(tmp_path, teacher_file):
+    source = distiller(teacher_file)
+    source.init_weights()
+    file = save(tmp_path, source)
+    same_kind = train(tmp_path, distiller(teacher_file), load_from=file).model
+    assert same_parameters(same_kind.student, source.student)
+    assert same_parameters(same_kind.connectors, source.connectors)
+    other_taps = train(tmp_path, distiller(teacher_file, taps=TAPS[:1]), load_from=file).model
+    assert same_parameters(other_taps.student, source.student)
+    assert same_parameters(train(tmp_path, MODELS.build(STUDENT), load_from=file).model, source.student)
+
+
+def test_a_key_and_a_prefix_are_heard(tmp_path):
+    source, other = MODELS.build(STUDENT), MODELS.build(STUDENT)
+    torch.save(dict(state_dict=source.state_dict(), ema={f'net.{n}': v for n, v in other.state_dict().items()}),
+               tmp_path / 'file.pth')
+    load_from = dict(file=str(tmp_path / 'file.pth'), key='ema', prefix='net')
+    assert same_parameters(train(tmp_path, MODELS.build(STUDENT), load_from=load_from).model, other)
+
+
+def test_the_teachers_file_is_no_start(tmp_path, teacher_file):
+    with pytest.raises(ValueError, match='It fits the teacher: name it as teacher_checkpoint'):
+        train(tmp_path, distiller(teacher_file), load_from=teacher_file)
+
+
+def test_a_student_checkpoint_outlives_the_initialisation_and_a_resumed_training_outlives_it(tmp_path, teacher_file):
+    source = MODELS.build(STUDENT)
+    file = save(tmp_path, source)
+    runner = train(tmp_path, distiller(teacher_file, student_checkpoint=file), rate=0.1)
+    trained = str(tmp_path / 'run/epoch_1.pth')
+    assert not same_parameters(runner.model.student, source)
+    fresh = distiller(teacher_file, student_checkpoint=file)
+    fresh.init_weights()
+    assert same_parameters(fresh.student, source)
+    check_resumable(fresh, trained)
+    resumed = train(tmp_path, fresh, load_from=trained, resume=True).model
+    assert same_parameters(resumed.student, runner.model.student)
+
+
+def test_what_a_student_checkpoint_lacks_is_initialised(tmp_path, teacher_file):
+    source = MODELS.build(resnet(4, classes=7))
+    model = distiller(teacher_file, student_checkpoint=save(tmp_path, source))
+    torch.nn.init.constant_(model.student.head.fc.bias, 9)
+    model.init_weights()
+    assert same_parameters(model.student.backbone, source.backbone)
+    assert not (model.student.head.fc.bias == 9).any()
+
+
+def test_a_teacher_is_whole_or_has_what_its_taps_need(tmp_path, teacher_file):
+    assert distiller(teacher_file).teacher_is_whole
+    state = MODELS.build(TEACHER).state_dict()
+
+    def lacking(*parts):
+        torch.save({name: value for name, value in state.items() if not name.startswith(parts)}, tmp_path / 'part.pth')
+        return str(tmp_path / 'part.pth')
+
+    model = distiller(lacking('head.'))
+    assert not model.teacher_is_whole
+    assert all(parameter.isfinite().all() for parameter in model.teacher.parameters())
+    assert not distiller(lacking('head.', 'backbone.layer4.'), taps=TAPS[:1]).teacher_is_whole
+    for part in ('backbone.layer4.', 'backbone.layer4.1.bn2.running_var'):
+        with pytest.raises(ValueError, match=r'lacks .+ on which its taps backbone\.layer4 depend'):
+            distiller(lacking(part))
+    assert distiller(teacher_file, teacher_checkpoint=dict(file=teacher_file)).teacher_is_whole
+
+
+@pytest.mark.parametrize('average', [False, True])
+def test_a_timm_classifier_reads_what_it_has_written(tmp_path, teacher_file, average):
+    pytest.importorskip('timm')
+    changes = dict(student=TIMM, taps=[dict(teacher='backbone.layer4', student='model.layer3')], match_sizes=True)
+    hooks = dict(custom_hooks=[dict(type='EMAHook')]) if average else {}
+    trained = train(tmp_path, distiller(teacher_file, **changes), rate=0.1, **hooks).model
+    file = str(tmp_path / 'run/epoch_1.pth')
+    fresh = distiller(teacher_file, **changes)
+    check_resumable(fresh, file)
+    resumed = train(tmp_path, fresh, load_from=file, resume=True, **hooks).model
+    assert same_parameters(resumed, trained)
+    alone = MODELS.build(TIMM)
+    load_weights(alone, file)
+    assert same_parameters(alone, trained.student) != average
