@@ -19,6 +19,7 @@ from overhaul.compat import save_names_that_load
 from overhaul.files.checkpoints import examples
 from overhaul.files.settings import model_of
 from overhaul.files.weights import checksum, load_teacher, starting_weights
+from overhaul.method import recipe
 from overhaul.method.at_once import at_once, possible
 from overhaul.method.memory_format import quickest
 from overhaul.method.normalization import Renormalize
@@ -41,6 +42,11 @@ class OverhaulDistiller(BaseModel):
     The teacher is fixed: no gradient, dropout off, running statistics of its batch norms left as they are. It is an
     attribute and no submodule, hence neither in ``parameters()`` nor in ``state_dict()``: optimizers, checkpoints, DDP,
     EMA and conversion to synchronised batch norm pass it by.
+
+    The optimizer treats each parameter of the student as it does without a teacher, whatever its ``constructor`` and
+    ``paramwise_cfg``. Connectors, and what parameters margins and distance have, are to it further parts of the
+    student, as heads are, by the names ``connectors``, ``margins`` and ``distill_loss``: see
+    :func:`overhaul.method.recipe.as_student`.
 
     On a CPU the features of the teacher, and those of ``ConvBNConnector``, are in channels-last memory, which is
     faster: a margin or distance of one's own takes ``reshape`` where it would take ``view``.
@@ -329,6 +335,9 @@ class OverhaulDistiller(BaseModel):
         duplicate.__dict__.update(copy.deepcopy(self.__dict__, memo))
         duplicate._owns_teacher = False
         return duplicate
+
+
+recipe.follow(OverhaulDistiller)
 
 
 def _build_teacher(cfg: dict, checkpoint: str | dict | None) -> tuple[nn.Module, list[str]]:
