@@ -238,7 +238,7 @@ def never_run_checkpoints(runner: Runner) -> None:
 
 
 def never_change_rate(runner: Runner) -> None:
-    """Keep ``runner`` from resuming a training with another total batch size, or another learning rate.
+    """Keep ``runner`` from resuming a training with another batch size in total, learning rate or number of groups.
 
     mmengine 0.10.7 says that ``auto_scale_lr`` adjusts the rate to a new number of GPUs, and then takes it from the
     checkpoint, as it silently does where the config has another. Schedules that count iterations would be off as well.
@@ -250,6 +250,12 @@ def never_change_rate(runner: Runner) -> None:
 
         def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
             before, now = _rates(checkpoint.get('optimizer', {})), _rates(runner.optim_wrapper.state_dict())
+            if runner._resume and len(before) != len(now):
+                raise ValueError(
+                    f'The optimizer of the training to resume has its parameters in groups, {len(before)} in number, '
+                    f'and that of this config has {len(now)}: optim_wrapper.constructor or paramwise_cfg, or what is '
+                    'trained, has changed. Resume with the config of then, or start anew from the weights: '
+                    '--cfg-options load_from=PATH.')
             differ = [pair for pair in zip(before, now) if not math.isclose(*pair)]
             if runner._resume and differ:
                 raise ValueError(

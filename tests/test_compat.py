@@ -12,6 +12,7 @@ import torch
 from mmcv.utils import collect_env
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from small_models import batch, build_distiller, runner, sgd
 from strangers_files import Call
 
 from overhaul import compat
@@ -188,3 +189,15 @@ def test_no_thread_of_the_process_group_is_left(tmp_path):
     for _ in range(2):
         compat.leave_launcher()
         assert threads() == 0 and not torch.distributed.is_initialized()
+
+
+def test_a_training_whose_optimizer_has_other_groups_is_not_resumed(tmp_path):
+    checkpoint = dict(checkpoint=dict(type='CheckpointHook'))
+    runner(tmp_path / 'a', build_distiller(), [batch()], 1, sgd(), default_hooks=checkpoint).train()
+    wrapper = sgd(paramwise_cfg=dict(norm_decay_mult=0))
+    resumed = runner(
+        tmp_path / 'b', build_distiller(), [batch()], 2, wrapper, resume=True,
+        load_from=str(tmp_path / 'a/epoch_1.pth'))
+    compat.never_change_rate(resumed)
+    with pytest.raises(ValueError, match=r'in groups, 1 in number, and that of this config has \d\d: optim'):
+        resumed.train()

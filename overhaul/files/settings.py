@@ -13,6 +13,7 @@ from numbers import Integral
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config.lazy import LazyObject
 from mmengine.hub import get_config
 from mmengine.runner import Runner
 
@@ -45,7 +46,8 @@ class Overrides(DictAction):
 def read_config(path: str | Path, overrides: dict | None = None) -> Config:
     """Read a config file and merge ``overrides``, as ``--cfg-options`` gives them, into it.
 
-    Any of ``default_hooks`` that is None is switched off, those of other packages than mmengine, too.
+    Any of ``default_hooks`` that is None is switched off, those of other packages than mmengine, too. A type that the
+    file gives as a class has its name, as :func:`type_name` finds it.
 
     Args:
         path: A file, or one that comes with a package: ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'``, or
@@ -72,6 +74,7 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
         raise FileNotFoundError(f'There is no config file "{path}". {_nearest_beside(path)}.')
     try:
         cfg = get_config(path) if packaged else Config.fromfile(path)
+        _name_types(cfg)
     except Exception as error:  # a config is a program, and can raise anything
         raise ValueError(f'The config "{path}" cannot be read: {_fault(error)}. Correct it there.') from error
     if 'model' not in cfg:
@@ -97,6 +100,30 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
     for name in [name for name, hook in hooks.items() if hook is None and name not in _HOOKS_OF_MMENGINE]:
         del hooks[name]
     return cfg
+
+
+def _name_types(cfg: Config) -> None:
+    """Make a config that has classes in it, as those with ``read_base()`` have, one that has names.
+
+    mmengine can write such a config down only where all classes were imported lazily.
+    """
+    for name in [name for name, value in dict.items(cfg._cfg_dict) if isinstance(value, type)]:
+        cfg.pop(name)  # imported beside a _base_
+    _name_types_in(cfg._cfg_dict)
+
+
+def _name_types_in(part: object) -> None:
+    if isinstance(part, dict):
+        for key, value in dict.items(part):
+            if isinstance(value, type):
+                part[key] = LazyObject(value.__module__, value.__qualname__)
+            _name_types_in(value)
+        name = type_name(part)
+        if name is not None:
+            part['type'] = name
+    elif isinstance(part, list | tuple):
+        for child in part:
+            _name_types_in(child)
 
 
 def _check_packaged(path: str) -> None:
