@@ -265,7 +265,7 @@ def never_change_rate(runner: Runner) -> None:
                     'that makes up for it, or start anew from the weights: --cfg-options load_from=PATH.'
                     .format(*differ[0]))
             ends = [[scheduler['end'] for scheduler in schedulers] for schedulers in (
-                checkpoint.get('param_schedulers', []), [each.state_dict() for each in runner.param_schedulers])]
+                checkpoint.get('param_schedulers', []), [each.state_dict() for each in runner.param_schedulers or []])]
             if runner._resume and ends[0] != ends[1]:
                 runner.logger.warning(
                     'The learning rate follows the schedule of the training that is resumed, which ends at {}, and not '

@@ -49,8 +49,9 @@ PARAM_SCHEDULERS = _child(mmengine_registry.PARAM_SCHEDULERS, ['engine.scheduler
 def type_name(part: Mapping) -> str | None:
     """Return the type that a part of a config asks for, by the name that it is registered under in its own package.
 
-    A class, and the path of one as ``'mmengine.hooks.CheckpointHook'``, become ``'mmengine.CheckpointHook'``; one that
-    is not registered there becomes its path. Other strings stay as they are; what has no type has None.
+    A class, and the path of one as ``'mmengine.hooks.CheckpointHook'``, become ``'mmengine.CheckpointHook'``; so do
+    those of mmcv, which registers them as mmengine's. One that is not registered in its package becomes its path.
+    Other strings stay as they are; what has no type has None.
     """
     asked = part.get('type')
     if isinstance(asked, LazyAttr | LazyObject):
@@ -58,13 +59,24 @@ def type_name(part: Mapping) -> str | None:
     found = get_object_from_string(asked) if isinstance(asked, str) and asked.count('.') > 1 else asked
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         return asked if isinstance(asked, str) else None
-    package = str(found.__module__).partition('.')[0]
+    package = str(found.__module__).partition('.')[0].replace('mmcv', 'mmengine')
     for root in _ROOTS:
         own = root if package == root.scope else root.children.get(package)
         for name, known in own.module_dict.items() if own else ():
             if known is found:
                 return f'{package}.{name}'
     return f'{found.__module__}.{found.__qualname__}'
+
+
+def short_name(name: str, scope: str) -> str:
+    """Return the ``name`` of a type without its package, where that is ``scope`` or ``scope`` finds it in mmengine."""
+    package, _, bare = name.rpartition('.')
+    if package == 'mmengine':
+        other = any(
+            root.children[scope].module_dict.get(bare, known) is not known
+            for root in _ROOTS if scope in root.children and (known := root.module_dict.get(bare)))
+        return name if other else bare
+    return bare if package == scope else name
 
 
 def is_type(part: object, *names: str) -> bool:

@@ -1,3 +1,4 @@
+import mmcv
 import mmengine
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 import overhaul
 from overhaul import ConvBNConnector
-from overhaul.registry import MODELS, build, is_type, nearest, type_name
+from overhaul.registry import MODELS, build, is_type, nearest, short_name, type_name
 
 
 def test_nearest_names_come_best_first():
@@ -124,6 +125,7 @@ def test_a_bug_in_a_component_is_no_mistake_of_the_config(register, mistake):
     (CheckpointHook, 'mmengine.CheckpointHook'),
     (PretrainedInit, 'mmengine.Pretrained'),  # registered under another name than its own
     (EMAHook, 'mmpretrain.EMAHook'),
+    (mmcv.transforms.Resize, 'mmengine.Resize'),
     (default_collate, 'mmengine.default_collate'),
     (overhaul.CalibrateHook, 'overhaul.CalibrateHook'),
     (overhaul.OverhaulDistiller, 'overhaul.OverhaulDistiller'),
@@ -136,6 +138,14 @@ def test_a_bug_in_a_component_is_no_mistake_of_the_config(register, mistake):
 def test_a_type_has_one_name_however_a_config_asks_for_it(asked, name):
     assert type_name(dict(type=asked)) == name
     assert type_name(ConfigDict(type=asked)) == name
+
+
+@pytest.mark.parametrize(('name', 'short'), [
+    ('mmpretrain.ResNet', 'ResNet'), ('mmengine.Resize', 'Resize'), ('mmseg.LoadAnnotations', 'mmseg.LoadAnnotations'),
+    ('mmengine.EMAHook', 'mmengine.EMAHook'),  # of which mmpretrain has its own
+    ('EMAHook', 'EMAHook'), ('torch.optim.sgd.SGD', 'torch.optim.sgd.SGD')])
+def test_a_name_is_short_where_the_scope_finds_the_same(name, short):
+    assert short_name(name, 'mmpretrain') == short
 
 
 def test_what_asks_for_nothing_has_no_type():

@@ -16,7 +16,7 @@ from overhaul.registry import METRICS, is_type, type_name
 _FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'
 _SERVER = 'http://host.robots.ox.ac.uk:8080'
 # Transforms that need a mask, or that make predictions other than at the size of the image file.
-_LEFT_OUT = ('mmseg.LoadAnnotations', 'mmcv.LoadAnnotations', 'overhaul.EvaluateAtInputSize')
+_LEFT_OUT = ('mmseg.LoadAnnotations', 'mmengine.LoadAnnotations', 'overhaul.EvaluateAtInputSize')
 
 
 def prepare(cfg: Config, folder: str) -> None:

@@ -19,7 +19,7 @@ from overhaul import __version__
 from overhaul.files.checkpoints import read_checkpoint
 from overhaul.files.settings import read_config, student_only
 from overhaul.files.weights import load_weights
-from overhaul.registry import DATASETS, MODELS, build, is_type, type_name
+from overhaul.registry import DATASETS, MODELS, build, is_type, short_name, type_name
 
 # Types of this package that a student's answers do not depend on, and what plain mmpretrain and mmseg have for them.
 _PLAIN = {
@@ -263,7 +263,7 @@ def _plain(part: object, scope: str) -> object:
         part = {**part, **_PLAIN.get(type_name(part), {})}
         name = type_name(part)
         if name is not None:
-            part['type'] = name.removeprefix(f'{scope}.')
+            part['type'] = short_name(name, scope)
         return {key: _plain(value, scope) for key, value in part.items() if not is_type(value, *_LEFT_OUT)}
     if isinstance(part, list | tuple):
         return type(part)(_plain(child, scope) for child in part if not is_type(child, *_LEFT_OUT))
