@@ -1,6 +1,8 @@
 import json
 import sys
+import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -460,3 +462,24 @@ def test_what_a_training_cannot_start_from(tmp_path, state, content):
     with pytest.raises(ValueError, match='does not fit the ImageClassifier') as error:
         starting_weights(MODELS.build(small()), save(tmp_path, content(state)))
     assert '\n' not in str(error.value)
+
+
+def test_a_file_of_hugging_face(tmp_path, monkeypatch):
+    """With a network that answers as those of transformers do, which need not be installed."""
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.resnet = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+            self.classifier = torch.nn.Linear(4, 5)
+
+    transformers = types.ModuleType('transformers')
+    transformers.AutoConfig = SimpleNamespace(from_pretrained=lambda name: None)
+    transformers.AutoModelForImageClassification = SimpleNamespace(from_config=lambda config: Network())
+    monkeypatch.setitem(sys.modules, 'transformers', transformers)
+    monkeypatch.setattr('mmpretrain.utils.dependency.satisfy_requirement', lambda name: True)
+    cfg = dict(type='mmpretrain.HuggingFaceClassifier', model_name='resnet')
+    reference, model = Network(), MODELS.build(cfg)
+    load_weights(model, save(tmp_path, reference.state_dict(), 'pytorch_model.bin'))
+    assert same(model.model.state_dict(), reference.state_dict())
+    assert load_teacher(MODELS.build(cfg), save(tmp_path, reference.resnet.state_dict())) == [
+        'classifier.weight', 'classifier.bias']
