@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
+from mmengine.dataset import default_collate, pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,7 +31,7 @@ from overhaul.datasets import InMemory
 from overhaul.engine import benchmark, malloc
 from overhaul.engine.exact_resume import NumberedBatches, SeededDataset
 from overhaul.files.settings import read_config
-from overhaul.registry import DATASETS, MODELS
+from overhaul.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/cifar100_wrn28_4_wrn16_2.py'
@@ -139,18 +139,22 @@ class Noise(Dataset):
 
 def data() -> None:
     """Processor time per batch of 128, from the dataset to what enters the model, by one process without workers."""
+    cfg = Config.fromfile(ROOT / 'configs/_base_/datasets/cifar100.py')
+    pack = cfg.train_dataloader.dataset.dataset.pipeline
+    by_image = [
+        dict(type='mmpretrain.RandomCrop', crop_size=40, pad_if_needed=True, padding_mode='reflect'),
+        dict(type='mmpretrain.RandomCrop', crop_size=32), dict(type='mmpretrain.RandomFlip', prob=0.5)]
+    plain = {name: cfg.data_preprocessor[name] for name in ('mean', 'std', 'num_classes')}
     print('| | loading, ms | preprocessor, ms |\n|---|---|---|')
-    for base in ('cifar100', 'cifar100_in_memory'):
-        cfg = Config.fromfile(ROOT / f'configs/_base_/datasets/{base}.py')
-        dataset = cfg.train_dataloader.dataset
-        noise = dict(type=Noise, pipeline=dataset.get('dataset', dataset).pipeline)
-        source = InMemory(noise) if base == 'cifar100_in_memory' else DATASETS.build(noise)
-        preprocessor = MODELS.build(cfg.data_preprocessor)
+    for name, source, collate, preprocessor in (
+            ('image by image', Noise(by_image + pack), pseudo_collate, dict(type='ClsDataPreprocessor', **plain)),
+            ('`cifar100.py`', InMemory(dict(type=Noise, pipeline=pack)), default_collate, cfg.data_preprocessor)):
+        preprocessor = MODELS.build(dict(preprocessor, _scope_='mmpretrain'))
         loading, preparing = [], []
         for _ in range(5):
             # As in a training, whose draws depend on the place of an image in it.
             places = NumberedBatches(BatchSampler(RandomSampler(source), 128, False), (0, 0), first=0, skip=0)
-            batches = iter(DataLoader(SeededDataset(source), batch_sampler=places, collate_fn=pseudo_collate))
+            batches = iter(DataLoader(SeededDataset(source), batch_sampler=places, collate_fn=collate))
             for _ in range(len(source) // 128):
                 times = [time.process_time()]
                 batch = next(batches)
@@ -159,7 +163,7 @@ def data() -> None:
                 times.append(time.process_time())
                 loading.append(times[1] - times[0])
                 preparing.append(times[2] - times[1])
-        print(f'| `{base}.py` | {1000 * np.median(loading):.1f} | {1000 * np.median(preparing):.1f} |')
+        print(f'| {name} | {1000 * np.median(loading):.1f} | {1000 * np.median(preparing):.1f} |', flush=True)
     print()
 
 

@@ -22,7 +22,7 @@ from overhaul.datasets import CIFAR100
 from overhaul.engine import dry_run
 from overhaul.files.names import to_model_keys
 from overhaul.files.settings import read_config
-from overhaul.registry import build
+from overhaul.registry import MODELS, build
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = {path.stem: path for path in sorted((REPOSITORY / 'configs').glob('*.py'))}
@@ -78,7 +78,7 @@ def test_the_data_are_those_of_the_name_and_the_docstring_gives_a_command(name):
     data = parts(name)[0]
     cfg = read_config(CONFIGS[name])
     dataset = cfg.train_dataloader.dataset
-    types = {part.type for part in dataset.get('datasets', [dataset])}
+    types = {part.type for part in dataset.get('datasets', [dataset.get('dataset', dataset)])}
     assert types == {dict(
         cifar100='overhaul.CIFAR100', imagenet='overhaul.ImageNet', voc='overhaul.PascalVOC',
         digits='overhaul.Digits', digitscenes='overhaul.DigitScenes')[data]}
@@ -98,6 +98,21 @@ def test_the_recipe_is_that_of_the_official_scripts(name):
     assert cfg.optim_wrapper.optimizer.to_dict() == dict(
         type='SGD', lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
     assert cfg.train_cfg.max_epochs == epochs
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if not name.startswith('digits')])
+def test_a_batch_is_one_tensor_with_the_values_of_single_images(name):
+    # And goes to a GPU in one copy.
+    cfg = small_config(name, '')
+    preprocessor = MODELS.build(dict(cfg.data_preprocessor, _scope_=cfg.default_scope))
+    dry_run.prepare(cfg)
+    batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+    assert isinstance(batch['inputs'], torch.Tensor) and batch['inputs'].dtype == torch.uint8
+    whole, single = (batch['inputs'], list(batch['inputs']))
+    torch.manual_seed(0)
+    whole = preprocessor(dict(batch, inputs=whole), training=True)['inputs']
+    torch.manual_seed(0)
+    assert torch.equal(whole, preprocessor(dict(batch, inputs=single), training=True)['inputs'])
 
 
 # Type of a component -> what is set for a run that is small. Whatever is not here runs as in the config.

@@ -16,7 +16,7 @@ class CropFlipPreprocessor(ClsDataPreprocessor):
     """mmpretrain's ``ClsDataPreprocessor``, which in training first crops and flips the batch at random.
 
     For images (3, H, W) of one size: mirrors the borders, cuts (H, W) out, and flips, each image with its own draw. The
-    same distribution as in ``configs/_base_/datasets/cifar100.py``, whose transforms do it image by image.
+    distribution is that of the official code, and of mmpretrain's ``RandomCrop`` and ``RandomFlip``, image by image.
 
     Args:
         padding (int): Pixels by which an image is extended on each side, mirrored, before (H, W) are cut out of it.
@@ -38,8 +38,9 @@ class CropFlipPreprocessor(ClsDataPreprocessor):
     def forward(self, data: dict, training: bool = False) -> dict:
         """Return ``data`` augmented if in ``training``, and normalised."""
         if training:
-            # Stacked before it is moved: one copy to the GPU per batch.
-            images = self.cast_data(torch.stack(tuple(data['inputs'])))
+            # Stacked before it is moved, where the loader has not done it: one copy to the GPU per batch.
+            inputs = data['inputs']
+            images = self.cast_data(inputs if isinstance(inputs, Tensor) else torch.stack(tuple(inputs)))
             count, device = len(images), images.device
             offsets = torch.randint(-self.padding, self.padding + 1, (2, count), device=device)
             flipped = torch.rand(count, device=device) < self.flip_prob

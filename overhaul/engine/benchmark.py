@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from torch import nn
 
 from overhaul.engine import dry_run, malloc, modes
 from overhaul.files.settings import student_only, teacher_only
-from overhaul.registry import DATASETS, MODELS
+from overhaul.registry import MODELS
 
 FLOOR, STUDENT = 'floor', 'student'
 MODES = ('eager', 'channels_last', 'bfloat16', 'bfloat16+channels_last', 'compile', 'compile+bfloat16+channels_last')
@@ -127,8 +127,7 @@ def build_step(cfg: Config, variant: str, batch_size: int, device: str) -> Calla
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     if 'data_preprocessor' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    images = DATASETS.build(cfg.train_dataloader.dataset)
-    batch = pseudo_collate([images[i] for i in range(batch_size)])
+    batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     MMLogger.get_instance('benchmark', log_level='WARNING')  # or there is a line for each weight that is initialised

@@ -57,4 +57,4 @@ def test_damaged_files_are_refused(tmp_path, monkeypatch):
 
 def test_the_config_uses_it():
     cfg = Config.fromfile(CONFIGS / '_base_/datasets/cifar100.py')
-    assert cfg.train_dataloader.dataset.type == cfg.test_dataloader.dataset.type == 'overhaul.CIFAR100'
+    assert cfg.train_dataloader.dataset.dataset.type == cfg.test_dataloader.dataset.type == 'overhaul.CIFAR100'

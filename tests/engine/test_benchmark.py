@@ -87,6 +87,14 @@ def test_each_variant_steps_what_it_says(monkeypatch):
     assert cfg.train_dataloader.batch_size == 50  # left as it was
 
 
+@pytest.mark.parametrize('config, kind', [('digits_wrn16_2_wrn10_1', list), ('cifar100_wrn28_4_wrn16_2', torch.Tensor)])
+def test_a_batch_is_put_together_as_the_config_has_it(config, kind, monkeypatch):
+    batches = []
+    monkeypatch.setattr(OverhaulDistiller, 'train_step', lambda model, batch, _: batches.append(batch))
+    benchmark.build_step(read_config(ROOT / f'configs/{config}.py'), 'eager', 4, 'cpu')()
+    assert isinstance(batches[0]['inputs'], kind) and len(batches[0]['inputs']) == 4
+
+
 def test_the_floor_is_a_forward_pass_of_the_teacher_and_a_step_of_the_student(monkeypatch):
     models, passes = [], []
     build = benchmark._build

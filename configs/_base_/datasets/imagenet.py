@@ -22,12 +22,14 @@ test_pipeline = [
     dict(type='mmpretrain.PackInputs'),
 ]
 
+collate = dict(type='default_collate')  # one tensor, and so one copy to a GPU
+
 train_dataloader = dict(
-    batch_size=32, num_workers=4, persistent_workers=True, pin_memory=True,
+    batch_size=32, num_workers=4, persistent_workers=True, pin_memory=True, collate_fn=collate,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(type='overhaul.ImageNet', data_root='data/imagenet', split='train', pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=32, num_workers=4, persistent_workers=True, pin_memory=True,
+    batch_size=32, num_workers=4, persistent_workers=True, pin_memory=True, collate_fn=collate,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='overhaul.ImageNet', data_root='data/imagenet', split='val', pipeline=test_pipeline, test_mode=True))

@@ -52,7 +52,9 @@ sbd_train = dict(
 
 # 6 images on each of 2 GPUs, as the official README has it.
 train_dataloader = dict(
-    batch_size=6, num_workers=4, persistent_workers=True, sampler=dict(type='DefaultSampler', shuffle=True),
+    batch_size=6, num_workers=4, persistent_workers=True, pin_memory=True,
+    collate_fn=dict(type='default_collate'),  # one tensor, and so one copy to a GPU
+    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(type='ConcatDataset', datasets=[voc_train, sbd_train]))
 val_dataloader = dict(
     batch_size=1, num_workers=4, persistent_workers=True, sampler=dict(type='DefaultSampler', shuffle=False),
