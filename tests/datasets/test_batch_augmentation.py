@@ -7,12 +7,14 @@ import pytest
 import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
+from mmengine.runner import Runner
 from scipy.stats import chisquare
 from test_tools import CONFIG, ROOT, records, run_in_process
 from tiny_data import write_cifar100
 
 from overhaul.datasets import InMemory
 from overhaul.datasets.batch_augmentation import CropFlipPreprocessor, crop_and_flip
+from overhaul.engine import dry_run
 from overhaul.engine.exact_resume import _seed
 from overhaul.files.checkpoints import read_checkpoint
 from overhaul.files.export import student_config
@@ -77,6 +79,22 @@ def test_a_batch_that_the_loader_has_stacked_is_augmented_alike():
     assert torch.equal(*augmented) and not torch.equal(augmented[0], images.float())
 
 
+def test_the_stacked_batch_is_what_is_pinned(monkeypatch):
+    cfg = read_config(ROOT / 'configs/cifar100_wrn28_4_wrn16_2.py')
+    dry_run.prepare(cfg)
+    pinned = []
+    monkeypatch.setattr('torch.accelerator.is_available', lambda: True)  # or nothing is pinned
+    monkeypatch.setattr('torch.accelerator.current_accelerator', lambda: torch.device('cuda'))
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda tensor, *_: pinned.append(tensor) or tensor)
+    batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+    moved = []
+    preprocessor = CropFlipPreprocessor()
+    monkeypatch.setattr(preprocessor, 'cast_data', lambda data: moved.append(data) or data)
+    preprocessor(batch, training=True)
+    assert [images.shape for images in pinned] == [(128, 3, 32, 32)]
+    assert moved[0] is pinned[0]
+
+
 def test_validation_is_left_alone():
     plain = MODELS.build(dict(type='mmpretrain.ClsDataPreprocessor', mean=[1.0] * 3, std=[2.0] * 3))
     ours = CropFlipPreprocessor(mean=[1.0] * 3, std=[2.0] * 3)
@@ -88,7 +106,7 @@ def test_the_config_uses_it_and_exports_for_mmpretrain():
     cfg = read_config(ROOT / 'configs/cifar100_wrn28_4_wrn16_2.py')
     preprocessor = MODELS.build(cfg.data_preprocessor)
     assert (type(preprocessor), preprocessor.padding, preprocessor.flip_prob) == (CropFlipPreprocessor, 4, 0.5)
-    assert student_config(cfg).data_preprocessor == {**cfg.data_preprocessor, 'type': 'mmpretrain.ClsDataPreprocessor'}
+    assert student_config(cfg).model.data_preprocessor == {**cfg.data_preprocessor, 'type': 'ClsDataPreprocessor'}
 
 
 @pytest.mark.parametrize('arguments', [dict(padding=-1), dict(flip_prob=1.5)])
