@@ -25,8 +25,8 @@ _ENOUGH = 100  # steps in a row without a finite gradient: there is nothing left
 class HealthHook(Hook):
     """Stops a training whose loss or gradient is NaN or infinite, and tells of a distillation that cannot work.
 
-    At each step: a loss or a gradient that is not finite. Overflow in float16, with which mmengine's AmpOptimWrapper
-    deals, is none: it leaves such a step out before this hook sees it.
+    At each step: a loss or a gradient that is not finite. Overflow in float16 is no fault: mmengine's AmpOptimWrapper
+    leaves such a step out.
 
     Before the first step, from what SummaryHook measures: a teacher no better than chance; a tap that is constant, not
     finite, or has no negative value, as behind a ReLU; a margin above 0; a distillation loss beside which the task loss
@@ -110,7 +110,10 @@ class HealthHook(Hook):
         if not parameters:
             return
         gradients = [parameter.grad for parameter in parameters]
-        self._norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32))  # of infinity it is slow
+        norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32))  # of infinity it is slow
+        # The scaler of float16 has a fused optimizer leave the step out by itself.
+        overflow = getattr(optimizer, 'found_inf', None)
+        self._norms = norms if overflow is None else norms.where(overflow.to(norms.device) == 0, 0)
         self._parameters = [id(parameter) for parameter in parameters]
         if self.on_nonfinite == 'skip':
             skip = bool(_wrong(self._norms))

@@ -146,7 +146,9 @@ def test_skipping_without_end_is_stopped(tmp_path):
     assert stopped(run).startswith('Iteration 105: ')
 
 
-def test_overflow_in_float16_is_none(tmp_path, monkeypatch):
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('on_nonfinite', ['stop', 'skip'])
+def test_overflow_in_float16_is_none(tmp_path, monkeypatch, fused, on_nonfinite):
     # mmengine's wrapper refuses the CPU; its scaler works there.
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.GradScaler',
@@ -154,11 +156,15 @@ def test_overflow_in_float16_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(AmpOptimWrapper, 'optim_context', lambda self, model: torch.autocast('cpu', torch.bfloat16))
     weights = Weights()
     wrapper = ConfigDict(**{**sgd(0.01), 'type': 'AmpOptimWrapper'})
-    run = training(tmp_path, Spoil([1], float('inf')), HealthHook(), weights, optim_wrapper=wrapper)
+    wrapper.optimizer.fused = fused
+    run = training(tmp_path, Spoil([1], float('inf')), HealthHook(on_nonfinite), weights, optim_wrapper=wrapper)
     run.train()
-    first, second, third, *_ = weights.states
+    first, second, third, fourth, _ = weights.states
     assert all(torch.equal(second[name], third[name]) for name in second)
-    assert not all(torch.equal(first[name], second[name]) for name in first)
+    for before, after in ((first, second), (third, fourth)):
+        assert not all(torch.equal(before[name], after[name]) for name in before)
+    assert run.optim_wrapper.loss_scaler.get_scale() == 2 ** 15  # of 2 ** 16, halved at the overflow
+    assert 'steps_skipped' not in run.message_hub.runtime_info
 
 
 def test_compiled_step(tmp_path, monkeypatch):
@@ -276,7 +282,7 @@ import sys
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
-from small_models import batch, build_distiller, runner, sgd
+from small_models import Lines, batch, build_distiller, runner, sgd
 
 from overhaul import compat
 from overhaul.engine.hooks import HealthHook

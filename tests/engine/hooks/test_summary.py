@@ -11,6 +11,7 @@ from small_models import (
     build_distiller,
     build_model,
     loader,
+    resnet,
     runner,
     save_teacher,
     sgd,
@@ -113,6 +114,32 @@ def test_validation_leaves_the_modes_of_the_teacher(tmp_path, teacher_file):
     metrics = validate(run, model.teacher)
     assert metrics['accuracy/top1'] == pytest.approx(100 - error_of(model.teacher), abs=1e-4)
     assert {name: module.training for name, module in model.teacher.named_modules()} == modes
+
+
+class Replace(Hook):
+    """Puts new modules in the place of tapped ones before the first step, as a user's hook may."""
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner):
+        backbone = runner.model.student.backbone
+        backbone.bn1, old = torch.nn.BatchNorm2d(backbone.bn1.num_features), backbone.bn1
+        backbone.bn1.load_state_dict(old.state_dict())
+
+
+@pytest.mark.parametrize('replaced', ['synchronised', 'by a hook'])
+def test_taps_on_modules_that_the_runner_or_a_hook_replaces_are_read(tmp_path, replaced):
+    """A runner makes plain batch norms of synchronised ones where there is one process."""
+    def strength(name, kind, *hooks):
+        model = build_distiller(
+            teacher=resnet(), student=resnet(4, norm_cfg=dict(type=kind)),
+            taps=[dict(teacher=path, student=path) for path in ('backbone.layer3.0.bn1', 'backbone.bn1')])
+        summary = SummaryHook(validate_teacher=False)
+        runner(tmp_path / name, model, [batch()], 1, sgd(), [summary, *hooks], randomness=dict(seed=0)).train()
+        return summary.strength
+
+    changed = strength('other', 'SyncBN') if replaced == 'synchronised' else strength('other', 'BN', Replace())
+    assert changed == strength('plain', 'BN')
 
 
 def test_a_student_alone_gets_its_size_and_its_result(tmp_path):
