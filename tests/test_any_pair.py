@@ -26,7 +26,7 @@ def test_sizes_that_differ_are_matched_where_asked(teacher_file, teacher_tap, st
     images, samples = batch()
     with torch.no_grad():
         feature, = model.teacher_features(images)
-        model.student_taps.start()
+        model.student_taps.start(model.student)
         model.student(images)
         expected = 3e-3 * partial_l2(
             model.connectors[0](model.student_taps.take()[0]), resize(model.margins[0](feature)))

@@ -199,7 +199,7 @@ def test_tap_reads_what_was_there_or_says_that_it_is_lost(steps, training, data)
     path = data.draw(st.sampled_from(sorted(seen)))
     taps = Taps(program, [path], 'student')
     taps.dry_run(program, (4, 4), stop_after_last=False)
-    taps.start()
+    taps.start(program)
     assert torch.equal(program(image.clone()), output)  # it computes what it did before
     try:
         (feature, ) = taps.take()

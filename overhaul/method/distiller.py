@@ -245,7 +245,7 @@ class OverhaulDistiller(BaseModel):
             parameters = [*connector.parameters(), *self.distill_loss.parameters()]
             distances[index] = at_once(loss, feature, parameters) if with_gradient else loss(feature)
 
-        self.student_taps.start(compare if with_gradient else None)
+        self.student_taps.start(self.student, compare if with_gradient else None)
         try:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
             for index, feature in enumerate(self.student_taps.take()):
@@ -295,12 +295,13 @@ class OverhaulDistiller(BaseModel):
     def train(self, mode: bool = True) -> OverhaulDistiller:
         """Set the mode of student and connectors. The teacher's is eval but for its batch norms, as configured."""
         super().train(mode)
-        self.student_taps.attach(self.student)
         if not self._owns_teacher:
             return self
         self.teacher.eval()
         for module in self.teacher.modules():
             if isinstance(module, _BatchNorm):
+                # In train mode: statistics of the batch, and the running ones not touched. In eval mode: those.
+                module.track_running_stats = False
                 module.training = mode and self.teacher_batch_norm == 'batch'
             elif isinstance(module, _DropoutNd):
                 module.training = mode and self.teacher_dropout
@@ -351,12 +352,7 @@ def _build_teacher(cfg: dict, checkpoint: str | dict | None) -> tuple[nn.Module,
         teacher.init_weights()
     else:
         missing = load_teacher(teacher, checkpoint)
-    teacher.requires_grad_(False)
-    for module in teacher.modules():
-        if isinstance(module, _BatchNorm):
-            # In train mode: statistics of the batch, and the running ones not touched. In eval mode: the running ones.
-            module.track_running_stats = False
-    return teacher, missing
+    return teacher.requires_grad_(False), missing
 
 
 def _renormalize(student: nn.Module, teacher: nn.Module) -> Renormalize | None:

@@ -67,19 +67,31 @@ class Tap:
         self._feature: Tensor | None = None
         self._version: int | None = None
         self.module: nn.Module | None = None
+        self._hook: RemovableHandle | None = None
         self.attach(model)
 
     def attach(self, model: nn.Module) -> None:
-        """Hook the module of the path; again, where it was replaced since, as conversion to SyncBatchNorm does."""
-        module = model.get_submodule(self.module_path)
+        """Hook the module of the path; again, where it was replaced since, as conversion to SyncBatchNorm does.
+
+        Raises:
+            ValueError: If the path leads nowhere any more.
+        """
+        try:
+            module = model.get_submodule(self.module_path)
+        except AttributeError as error:
+            raise ValueError(
+                f'{self._where} is gone: something has changed the {self.owner} since it was built, and "'
+                f'{self.module_path}" leads to no module any more ({error}). Tap what is there now, or leave that '
+                'module in its place.') from error
         if module is self.module:
             return
+        if self._hook is not None:
+            self._hook.remove()  # the module may still run, inside the one that replaced it
         self.module = module
         # Bound methods, because a deep copy of the model (as EMA makes one) then copies the tap along.
-        if self._side == 'input':
-            module.register_forward_pre_hook(self._record_input, with_kwargs=True)
-        else:
-            module.register_forward_hook(self._record_output)
+        self._hook = (
+            module.register_forward_pre_hook(self._record_input, with_kwargs=True) if self._side == 'input' else
+            module.register_forward_hook(self._record_output))
 
     def _record_input(self, module: nn.Module, inputs: tuple, keywords: dict) -> None:
         self._record(next(chain(inputs, keywords.values()), None))
@@ -95,6 +107,10 @@ class Tap:
             raise ValueError(f'{self._where} {self._tokens.refusal(feature)}')
         if self.plain is None:
             self.plain = feature_map is feature
+        if self.channels not in (None, feature_map.shape[1]):
+            raise ValueError(
+                f'{self._where} gives {feature_map.shape[1]} channels, and gave {self.channels} when the model was '
+                f'built: something has replaced a module of the {self.owner}. Let it have as many.')
         self.calls += 1
         if self._received:
             raise ValueError(
@@ -194,19 +210,19 @@ class Taps:
     def __len__(self) -> int:
         return len(self.taps)
 
-    def attach(self, model: nn.Module) -> None:
-        """Hook the taps' modules again where they were replaced."""
-        for tap in self.taps:
-            tap.attach(model)
-
-    def start(self, receive: Callable[[int, Tensor], None] | None = None) -> None:
-        """Get ready for a forward pass.
+    def start(self, model: nn.Module, receive: Callable[[int, Tensor], None] | None = None) -> None:
+        """Get ready for a forward pass of ``model``, whose modules may have been replaced since the last one.
 
         Args:
+            model: The model that the taps were made for.
             receive: Is given the number of a tap and its feature as soon as that is computed, see :meth:`Tap.start`.
+
+        Raises:
+            ValueError: If the path of a tap leads to no module any more.
         """
         self.tokens.image = None
         for index, tap in enumerate(self.taps):
+            tap.attach(model)
             tap.start(None if receive is None else functools.partial(receive, index))
 
     def stop(self) -> None:
@@ -220,7 +236,7 @@ class Taps:
 
     def read(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
         """Run ``model`` on ``inputs`` (N, 3, H, W), no further than its last tap, and return the features."""
-        self.start()
+        self.start(model)
         try:
             with suppress(ForwardDone):
                 model(inputs, mode='tensor')
@@ -257,7 +273,7 @@ class Taps:
         hooks += [
             module.register_forward_pre_hook(note(path)) for path, module in modules if isinstance(module, _BatchNorm)]
         with torch.no_grad():
-            self.start()
+            self.start(model)
         blank_pass(model, input_size, hooks)
         reached = [event for event in events if isinstance(event, Tap)]
         for tap in self.taps:

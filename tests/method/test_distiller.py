@@ -507,6 +507,26 @@ def test_teacher_of_synchronised_batch_norms_becomes_a_plain_one():
     assert model(*batch(), mode='loss')['distill.loss_layer4.1.relu'].item() > 0
 
 
+@pytest.mark.parametrize('copied', [False, True])
+def test_modules_that_a_hook_replaces_are_read_and_treated_as_those_before_them(teacher_file, copied):
+    model, expected = (build_distiller(teacher_checkpoint=teacher_file) for _ in range(2))
+    model(*batch(), mode='loss')
+    original, model = model, copy.deepcopy(model) if copied else model  # as EMA does
+    for side in ('teacher', 'student'):
+        for path in ('block2.0', ''):
+            mine, theirs = (getattr(each, side).backbone.get_submodule(path) for each in (model, expected))
+            new = nn.BatchNorm2d(mine.bn1.num_features)
+            new.weight.data.uniform_(0.5, 2)
+            new.bias.data.normal_()
+            theirs.bn1.load_state_dict(new.state_dict())
+            mine.bn1 = new
+    for each in (original, model, expected):
+        each.train()
+    statistics = checksum(model.teacher)
+    assert model(*batch(), mode='loss') == expected(*batch(), mode='loss')
+    assert unchanged(model.teacher, statistics)
+
+
 def test_moving_average_copies_the_distiller(teacher_file):
     model = build_distiller(teacher_checkpoint=teacher_file)
     average = ExponentialMovingAverage(model, momentum=0.5, update_buffers=True)

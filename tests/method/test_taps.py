@@ -4,6 +4,8 @@ import weakref
 
 import pytest
 import torch
+from mmcv.cnn import fuse_conv_bn
+from mmengine.model import revert_sync_batchnorm
 from small_models import build_model, resnet, segmentor, wide_resnet
 from torch import nn
 
@@ -119,7 +121,7 @@ def test_what_a_model_does_in_place_afterwards_does_not_change_the_feature(path)
     plain_output = out_of_place(images())
 
     taps = taps_of(model, path)
-    taps.start()
+    taps.start(model)
     output = model(images())
     (feature, ) = taps.take()
     assert torch.equal(feature, expected[-1])
@@ -163,7 +165,7 @@ def test_a_model_that_builds_on_a_change_in_place_gives_what_it_gave():
     model, image = Block(relu=nn.ReLU(inplace=True), conv=nn.Conv2d(3, 3, 1)), images()
     expected = model(image.clone())
     taps = taps_of(model, 'relu:input')
-    taps.start()
+    taps.start(model)
     assert torch.equal(model(image.clone()), expected)
     assert torch.equal(taps.take()[0], image) and model.relu.inplace
 
@@ -225,7 +227,7 @@ def test_a_feature_that_gradient_checkpointing_cuts_off_is_refused(path):
     with pytest.raises(ValueError, match=message):
         taps.read(model, images().requires_grad_())
     received = []
-    taps.start(lambda *_: received.append(1))
+    taps.start(model, lambda *_: received.append(1))
     model(images().requires_grad_())
     with pytest.raises(ValueError, match=message):
         taps.take()
@@ -241,7 +243,7 @@ def test_a_feature_is_received_before_the_model_runs_on():
     taps, received = taps_of(model, *paths), []
     expected = taps.read(model, images())
     model.backbone.layer1[1].register_forward_hook(lambda *_: received.append('end of the block'))
-    taps.start(lambda index, feature: received.append((index, feature.clone(), feature.data_ptr())))
+    taps.start(model, lambda index, feature: received.append((index, feature.clone(), feature.data_ptr())))
     model(images())
     (first, feature, place), end, (second, other, _) = received
     assert (first, end, second) == (1, 'end of the block', 0)
@@ -266,7 +268,7 @@ class Repeats(Plain):
 def test_a_module_that_runs_less_often_than_in_the_dry_run_leaves_its_feature():
     model, received = Repeats(conv=nn.Conv2d(3, 3, 1)).train(), []
     taps = taps_of(model, 'conv')
-    taps.start(lambda index, feature: received.append(feature))
+    taps.start(model, lambda index, feature: received.append(feature))
     output = model(images())
     assert torch.equal(taps.take()[0], output) and not received
 
@@ -275,7 +277,7 @@ def test_a_module_that_runs_more_often_than_in_the_dry_run_is_refused():
     model = Repeats(conv=nn.Conv2d(3, 3, 1)).train()
     model.times = 3
     taps = taps_of(model, 'conv')
-    taps.start(lambda *_: None)
+    taps.start(model, lambda *_: None)
     with pytest.raises(ValueError, match='"conv" .* runs 3 times in this forward pass, and ran 2 times in the dry run'):
         model(images())
     assert taps.read(model, images())[0].shape == (2, 3, 16, 16)  # the last call, whose number nobody needs to know
@@ -321,7 +323,7 @@ def test_a_deep_copy_of_model_and_taps_reads_the_copy():
     copied_model, copied_taps = copy.deepcopy((model, taps))
     for parameter in copied_model.parameters():
         parameter.data.mul_(1.5)
-    taps.start()
+    taps.start(model)
     features = copied_taps.read(copied_model, images())
     with pytest.raises(ValueError, match='not reached'):
         taps.take()
@@ -332,19 +334,89 @@ def test_a_deep_copy_of_model_and_taps_reads_the_copy():
     assert not torch.equal(features[0], taps.read(model, images())[0])
 
 
-def test_taps_follow_a_conversion_to_synchronised_batch_norm():
-    model = build_model(wide_resnet()).eval()
-    taps = taps_of(model, 'backbone.block2.0.bn1', 'backbone.bn1')
-    expected = taps.read(model, images())
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    assert isinstance(model.backbone.bn1, nn.SyncBatchNorm)
-    with pytest.raises(ValueError, match='not reached'):
+class Doubled(nn.Module):
+    """Runs a module inside and doubles what it gives."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.inside = module
+
+    def forward(self, x):
+        return 2 * self.inside(x)
+
+
+def doubled(model):
+    for block in (model.backbone.layer1[1], model.backbone.layer4[1]):
+        block.bn2, block.relu = Doubled(block.bn2), Doubled(block.relu)
+    return model
+
+
+def other_weights(model):
+    model.backbone = build_model(resnet(), seed=5).eval().backbone
+    return model
+
+
+@pytest.mark.parametrize('side', ['bn2', 'relu:input'])
+@pytest.mark.parametrize('replace', [
+    nn.SyncBatchNorm.convert_sync_batchnorm, lambda model: revert_sync_batchnorm(
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)), fuse_conv_bn, doubled, other_weights],
+    ids=['SyncBN', 'and back', 'fused', 'inside another', 'the whole backbone'])
+def test_taps_follow_modules_that_are_replaced(side, replace):
+    model = build_model(resnet()).eval()
+    paths = [f'backbone.{block}.{side}' for block in ('layer1.1', 'layer4.1')]
+    taps = taps_of(model, *paths, stop_after_last=True)
+    model = replace(model)
+    by_hand = {}
+    for path in paths:
+        module = model.get_submodule(path.partition(':')[0])
+        # The last call is the one that counts.
+        if side == 'bn2':
+            hook = module.register_forward_hook(lambda _, __, out, path=path: by_hand.update({path: out.clone()}))
+        else:
+            hook = module.register_forward_pre_hook(lambda _, args, path=path: by_hand.update({path: args[0].clone()}))
+        model(images())
+        hook.remove()
+    received = {}
+    for _ in range(2):  # the second time finds nothing to do
+        features = taps.read(model, images())
+        taps.start(model, lambda index, feature: received.update({paths[index]: feature.clone()}))
+        model(images())
+        taps.take()
+        taps.stop()
+        for path, feature in zip(paths, features):
+            assert torch.equal(feature, by_hand[path]) and torch.equal(received[path], by_hand[path])
+    assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()) == 2
+
+
+def test_a_tap_whose_module_is_gone_is_refused():
+    model = build_model(resnet()).eval()
+    taps = taps_of(model, 'backbone.bn1', 'backbone.layer4.1.relu:input')
+    model.backbone.layer4 = nn.Sequential(nn.Identity())
+    with pytest.raises(ValueError, match=(
+            r'The student tap "backbone.layer4.1.relu:input" \(ReLU\) is gone: something has changed the student since '
+            'it was built, and "backbone.layer4.1.relu" leads to no module any more')):
         taps.read(model, images())
-    for _ in range(2):  # the second call finds nothing to do
-        taps.attach(model)
-        assert len(model.backbone.bn1._forward_hooks) == 1
-    features = taps.read(model, images())
-    assert all(torch.allclose(ours, theirs, atol=1e-6) for ours, theirs in zip(features, expected))
+
+
+def test_a_tap_whose_module_was_replaced_by_one_of_other_channels_is_refused():
+    model = Plain(conv=nn.Conv2d(3, 4, 1))
+    taps = taps_of(model, 'conv')
+    model.conv = nn.Conv2d(3, 5, 1)
+    with pytest.raises(ValueError, match=r'The student tap "conv" \(Conv2d\) gives 5 channels, and gave 4 when'):
+        taps.read(model, images())
+
+
+def test_a_copy_follows_its_own_modules():
+    model = build_model(resnet()).eval()
+    taps = taps_of(model, 'backbone.layer4.1.bn2')
+    copied_model, copied_taps = copy.deepcopy((model, taps))
+    expected = taps.read(model, images())[0]
+    doubled(copied_model)
+    copied_taps.read(copied_model, images())
+    last = copied_model.backbone.layer4[1].bn2
+    assert (len(last._forward_hooks), len(last.inside._forward_hooks)) == (1, 0)
+    assert len(model.backbone.layer4[1].bn2._forward_hooks) == 1
+    assert torch.equal(taps.read(model, images())[0], expected)
 
 
 def test_a_pass_ends_after_the_last_tap_and_not_before_its_last_call():
