@@ -24,8 +24,10 @@ from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook, checkpoint_hook
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def apply() -> None:
@@ -292,10 +294,11 @@ def leave_launcher() -> None:
 
 
 def prepare_launcher(cfg: Config) -> None:
-    """Make the launchers work on a machine without a GPU, with the gloo backend. Edits ``cfg``.
+    """Make the launchers work on a machine without a GPU, with gloo, and keep DDP's settings. Edits ``cfg``.
 
-    mmengine 0.10.7 calls ``torch.cuda.set_device`` and hands DDP device ids even when the model is on the CPU.
-    Delete when a CPU launch works in mmengine by itself.
+    mmengine 0.10.7 calls ``torch.cuda.set_device`` and hands DDP device ids even when the model is on the CPU. Where
+    there is a ``model_wrapper_cfg``, it forgets its own settings of DDP, among them not to broadcast buffers.
+    Delete when a CPU launch works in mmengine by itself, and it adds what a ``model_wrapper_cfg`` leaves out.
 
     Raises:
         ValueError: If no launcher has started this process; if it is one of more processes than the machine has GPUs;
@@ -305,6 +308,11 @@ def prepare_launcher(cfg: Config) -> None:
     if launcher == 'none':
         return
     _check_launched(launcher)
+    cfg.model_wrapper_cfg = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {})}
+    wrapper = MODEL_WRAPPERS.get(cfg.model_wrapper_cfg.type)
+    if wrapper is not None and issubclass(wrapper, DistributedDataParallel):
+        cfg.model_wrapper_cfg.setdefault('broadcast_buffers', False)
+        cfg.model_wrapper_cfg.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
     if torch.cuda.is_available():
         _check_local_rank(launcher)
         return
@@ -316,11 +324,7 @@ def prepare_launcher(cfg: Config) -> None:
         if launcher == 'slurm':
             _slurm_environment()
         torch.distributed.init_process_group('gloo')
-    # `broadcast_buffers` restates mmengine's default, which it drops as soon as there is a model_wrapper_cfg.
-    default = dict(
-        type='MMDistributedDataParallel', broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
-    cfg.model_wrapper_cfg = {**default, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    cfg.model_wrapper_cfg.device_ids = None
 
 
 def _check_launched(launcher: str) -> None:

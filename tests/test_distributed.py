@@ -430,10 +430,33 @@ def test_more_processes_than_gpus(monkeypatch, visible, expected, launcher, rank
     cfg = Config(dict(launcher=launcher))
     if expected is None:
         compat.prepare_launcher(cfg)
-        assert cfg.to_dict() == dict(launcher=launcher)
+        assert 'device_ids' not in cfg.model_wrapper_cfg  # mmengine gives each process its own
     else:
         with pytest.raises(ValueError, match=expected):
             compat.prepare_launcher(cfg)
+
+
+@pytest.mark.parametrize('gpus', [0, 1])
+@pytest.mark.parametrize('given, expected', [
+    ({}, dict(broadcast_buffers=False, find_unused_parameters=False)),
+    (dict(find_unused_parameters=True), dict(broadcast_buffers=False, find_unused_parameters=True)),
+    (dict(model_wrapper_cfg=dict(static_graph=True), find_unused_parameters=True),
+     dict(broadcast_buffers=False, find_unused_parameters=True, static_graph=True)),
+    (dict(model_wrapper_cfg=dict(broadcast_buffers=True, find_unused_parameters=True)),
+     dict(broadcast_buffers=True, find_unused_parameters=True)),
+    (dict(model_wrapper_cfg=dict(type='MMSeparateDistributedDataParallel')),
+     dict(type='MMSeparateDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=False)),
+    (dict(model_wrapper_cfg=dict(type='MMFullyShardedDataParallel')), dict(type='MMFullyShardedDataParallel'))])
+def test_settings_of_ddp_are_the_same_on_all_devices(monkeypatch, given, expected, gpus):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda backend: None)
+    for name in ('RANK', 'LOCAL_RANK'):
+        monkeypatch.setenv(name, '0')
+    cfg = Config(dict(given, launcher='pytorch'))
+    compat.prepare_launcher(cfg)
+    on_cpu = {} if gpus else dict(device_ids=None)
+    assert cfg.model_wrapper_cfg == dict(dict(type='MMDistributedDataParallel', **on_cpu), **expected)
 
 
 @pytest.mark.parametrize('launcher, script', [('pytorch', 'dist_train.sh'), ('slurm', 'slurm_train.sh')])
