@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from overhaul.method.distiller import OverhaulDistiller
+
+Result = TypeVar('Result')
 
 
 class Strength(NamedTuple):
@@ -40,8 +43,37 @@ def measure(model: OverhaulDistiller, data: dict, precision: AbstractContextMana
         precision: Context of the forward pass, for autocast.
     """
     data = model.data_preprocessor(data, True)
-    with buffers_kept(model), _gradients_kept(model), torch.enable_grad():
-        with precision or nullcontext():
+    return aside(model, lambda model: _strength(model, data, precision or nullcontext()))
+
+
+def aside(model: nn.Module, look: Callable[[nn.Module], Result]) -> Result:
+    """Return ``look(model)``, of which nothing stays in ``model`` and nobody else learns.
+
+    Meanwhile other leaves stand for the parameters, on the same memory, and copies for the buffers. So a backward pass
+    leaves no gradient behind, and what waits for the gradients of the parameters does not take it for one of the
+    training: DDP counts every backward pass that it sees, and with ``static_graph`` reduces nothing after a second one
+    in the first iteration.
+    """
+    leaves = {name: nn.Parameter(parameter.detach(), parameter.requires_grad)
+              for name, parameter in model.named_parameters(prefix='model')}
+    copies = {name: buffer.clone() for name, buffer in model.named_buffers(prefix='model')}
+    return functional_call(_Look(model), leaves | copies, (look, ))
+
+
+class _Look(nn.Module):
+    """Lets any function be the forward pass of ``model``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, look: Callable[[nn.Module], Result]) -> Result:
+        return look(self.model)
+
+
+def _strength(model: OverhaulDistiller, data: dict, precision: AbstractContextManager) -> Strength:
+    with torch.enable_grad():
+        with precision:
             losses = model(**data, mode='loss')
         distillation = sum(loss for name, loss in losses.items() if name in model.loss_names)
         task, _ = model.parse_losses({name: loss for name, loss in losses.items() if name not in model.loss_names})
@@ -59,23 +91,3 @@ def _gradient(loss: Tensor, model: OverhaulDistiller) -> float:
 def _norm(gradients: Iterable[Tensor | None]) -> float:
     squares = [gradient.double().square().sum() for gradient in gradients if gradient is not None]
     return torch.stack(squares).sum().sqrt().item() if squares else 0.0
-
-
-@contextmanager
-def _gradients_kept(model: nn.Module) -> Iterator[None]:
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-
-
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Give the buffers of ``model`` back what they hold now, at the end."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    yield
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor, nn
 
 from overhaul.method.distiller import OverhaulDistiller
-from overhaul.method.probe import buffers_kept
+from overhaul.method.probe import aside
 from overhaul.reports.statistics import interval
 
 # The colours of the Okabe-Ito palette, which people of any colour vision tell apart.
@@ -75,8 +75,9 @@ def read_features(
     hooks.append(model.distill_loss.register_forward_pre_hook(
         lambda _, inputs: pairs.append([_some(feature) for feature in inputs])))
     try:
-        with buffers_kept(model), torch.no_grad(), precision or nullcontext():
-            model(**model.data_preprocessor(data, True), mode='loss')
+        with torch.no_grad(), precision or nullcontext():
+            data = model.data_preprocessor(data, True)
+            aside(model, lambda model: model(**data, mode='loss'))
     finally:
         for hook in hooks:
             hook.remove()

@@ -61,5 +61,41 @@ def test_gradients_that_are_there_stay(model):
     assert all(gradient.eq(3).all() for gradient in gradients)
 
 
+def test_what_waits_for_the_gradients_of_the_training_learns_nothing(model):
+    """As DDP does, which counts the backward passes that it sees: by a hook on the node that adds to ``grad``."""
+    seen, nodes = [], []
+    for parameter in model.parameters():
+        nodes.append(parameter.view_as(parameter).grad_fn.next_functions[0][0])
+        nodes[-1].register_hook(lambda *_: seen.append(1))
+        parameter.register_post_accumulate_grad_hook(lambda _: seen.append(1))
+    before = {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    measure(model, data())
+    assert not seen
+    assert {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()} == before
+    sum(model(**data(), mode='loss').values()).backward()
+    assert len(seen) == 2 * len(nodes)
+
+
+def test_weights_that_two_modules_share_stay_shared(model):
+    first, last = model.student.backbone.block2[0].bn2, model.student.backbone.block3[0].bn1
+    last.weight = first.weight
+    separate = copy.deepcopy(model)
+    separate.student.backbone.block3[0].bn1.weight = torch.nn.Parameter(first.weight.detach().clone())
+    shared, apart = measure(model, data()), measure(separate, data())
+    assert shared.task_loss == apart.task_loss
+    assert abs(shared.task_gradient / apart.task_gradient - 1) > 1e-6
+    assert last.weight is first.weight
+
+
+def test_a_pass_that_fails_leaves_the_model_as_it_was(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    hook = model.student.head.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measure(model, data())
+    hook.remove()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    measure(model, data())
+
+
 def test_a_task_without_gradient_gives_an_infinite_ratio():
     assert Strength(0.0, 1.0, 0.0, 1.0).loss_ratio == Strength(0.0, 1.0, 0.0, 1.0).gradient_ratio == float('inf')
