@@ -308,23 +308,23 @@ def prepare_launcher(cfg: Config) -> None:
     if launcher == 'none':
         return
     _check_launched(launcher)
-    cfg.model_wrapper_cfg = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {})}
-    wrapper = MODEL_WRAPPERS.get(cfg.model_wrapper_cfg.type)
-    if wrapper is not None and issubclass(wrapper, DistributedDataParallel):
-        cfg.model_wrapper_cfg.setdefault('broadcast_buffers', False)
-        cfg.model_wrapper_cfg.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
-    if torch.cuda.is_available():
+    on_gpus = torch.cuda.is_available()
+    if on_gpus:
         _check_local_rank(launcher)
-        return
-    if cfg.get('sync_bn'):
+    elif cfg.get('sync_bn'):
         raise ValueError(
             'sync_bn needs GPUs, for PyTorch has no synchronised batch norm for the CPU. Set sync_bn=None, or run a '
             'single process.')
-    if not torch.distributed.is_initialized():
+    elif not torch.distributed.is_initialized():
         if launcher == 'slurm':
             _slurm_environment()
         torch.distributed.init_process_group('gloo')
-    cfg.model_wrapper_cfg.device_ids = None
+    settings = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {})}
+    wrapper = MODEL_WRAPPERS.get(settings['type'])
+    if wrapper is not None and issubclass(wrapper, DistributedDataParallel):
+        default = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
+        settings = default | settings | ({} if on_gpus else dict(device_ids=None))
+    cfg.model_wrapper_cfg = settings
 
 
 def _check_launched(launcher: str) -> None:

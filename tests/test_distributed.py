@@ -455,8 +455,9 @@ def test_settings_of_ddp_are_the_same_on_all_devices(monkeypatch, given, expecte
         monkeypatch.setenv(name, '0')
     cfg = Config(dict(given, launcher='pytorch'))
     compat.prepare_launcher(cfg)
-    on_cpu = {} if gpus else dict(device_ids=None)
-    assert cfg.model_wrapper_cfg == dict(dict(type='MMDistributedDataParallel', **on_cpu), **expected)
+    if not gpus and 'broadcast_buffers' in expected:  # of DDP
+        expected = dict(expected, device_ids=None)
+    assert cfg.model_wrapper_cfg == dict(dict(type='MMDistributedDataParallel'), **expected)
 
 
 @pytest.mark.parametrize('launcher, script', [('pytorch', 'dist_train.sh'), ('slurm', 'slurm_train.sh')])
