@@ -62,7 +62,9 @@ class Curve(NamedTuple):
 
 def read_features(
         model: OverhaulDistiller, data: dict, precision: AbstractContextManager | None = None) -> list[TapFeatures]:
-    """Return the features of a batch at each tap, as the losses see them, and leave weights and buffers as they were.
+    """Return the features of a batch at each tap, as the losses see them, and leave the model as it was.
+
+    Random numbers too, those of dropout, are drawn as if it had not been looked at.
 
     Args:
         model: The distiller in train mode, without a wrapper for distributed training.
@@ -75,7 +77,8 @@ def read_features(
     hooks.append(model.distill_loss.register_forward_pre_hook(
         lambda _, inputs: pairs.append([_some(feature) for feature in inputs])))
     try:
-        with torch.no_grad(), precision or nullcontext():
+        devices = range(torch.cuda.device_count())
+        with torch.random.fork_rng(devices), torch.no_grad(), precision or nullcontext():
             data = model.data_preprocessor(data, True)
             aside(model, lambda model: model(**data, mode='loss'))
     finally:

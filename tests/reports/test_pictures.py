@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from small_models import TAPS, batch, build_distiller
+from torch import nn
 
 from overhaul.method.losses import partial_l2
 from overhaul.reports.pictures import (
@@ -50,6 +51,19 @@ def test_reading_leaves_the_model_as_it_was_and_keeps_no_hook(model):
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     assert not model.distill_loss._forward_pre_hooks
     assert not any(margin._forward_pre_hooks for margin in model.margins)
+
+
+def test_reading_features_draws_no_random_number_of_the_training():
+    model = build_distiller(teacher_dropout=True)
+    model.teacher.backbone.bn1 = nn.Sequential(nn.Dropout(0.5), model.teacher.backbone.bn1)
+    model.train()
+    features = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        features.append(read_features(model, data())[-1].raw)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(features[0], features[1]) and not torch.equal(features[0], features[2])
 
 
 def test_no_more_images_than_a_picture_needs(model):
