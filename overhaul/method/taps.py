@@ -74,11 +74,13 @@ class Tap:
         """Hook the module of the path; again, where it was replaced since, as conversion to SyncBatchNorm does.
 
         Raises:
-            ValueError: If the path leads nowhere any more.
+            ValueError: If the path leads nowhere any more, and the module that it led to is gone.
         """
         try:
             module = model.get_submodule(self.module_path)
         except AttributeError as error:
+            if any(module is self.module for module in model.modules()):  # it has moved, into another around it
+                return
             raise ValueError(
                 f'{self._where} is gone: something has changed the {self.owner} since it was built, and "'
                 f'{self.module_path}" leads to no module any more ({error}). Tap what is there now, or leave that '
