@@ -22,7 +22,6 @@ from typing import NamedTuple
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
-from mmengine.structures import PixelData
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from overhaul.engine.dry_run import RandomImages, without_downloads
@@ -218,14 +217,8 @@ def step(teacher: dict, student: dict, side: int) -> OverhaulDistiller:
 
 def random_batch(student: dict, side: int) -> dict:
     """Return two random images with the labels that the student learns from."""
-    segmentation = 'decode_head' in student
-    head = student['decode_head' if segmentation else 'head']
-    head = head[-1] if isinstance(head, list) else head
-    images = RandomImages(2, (side, side), head.get('num_classes', 10), segmentation)
-    batch = pseudo_collate([images[i] for i in range(2)])
-    for sample in batch['data_samples'] if segmentation else ():
-        sample.gt_edge_map = PixelData(data=torch.ones(1, side, side))  # PIDNet's
-    return batch
+    images = RandomImages(2, (side, side), student)
+    return pseudo_collate([images[i] for i in range(2)])
 
 
 def look_at(network: Network) -> list[str]:

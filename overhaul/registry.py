@@ -44,6 +44,7 @@ HOOKS = _child(mmengine_registry.HOOKS, ['engine.hooks', 'engine.dry_run', 'engi
 OPTIM_WRAPPERS = _child(mmengine_registry.OPTIM_WRAPPERS, ['engine.modes'])
 METRICS = _child(mmengine_registry.METRICS, ['datasets.voc_submission'])
 PARAM_SCHEDULERS = _child(mmengine_registry.PARAM_SCHEDULERS, ['engine.schedulers'])
+TASKS = Registry('task', scope='overhaul', locations=['overhaul.tasks'])
 
 
 def type_name(part: Mapping) -> str | None:

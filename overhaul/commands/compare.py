@@ -43,7 +43,7 @@ from overhaul.files.settings import read_config, student_only
 from overhaul.reports.logs import read_log
 from overhaul.reports.progress import progress
 from overhaul.reports.statistics import interval, paired_test
-from overhaul.tasks.results import headline, main_metric
+from overhaul.tasks.results import headline, quoted
 
 ALONE, DISTILLED = 'alone', 'distilled'
 FINISHED = 'finished.json'
@@ -229,12 +229,17 @@ def main(command_line: Sequence[str] | None = None) -> None:
             key, variants, metrics = run_all(arguments)
         except ChildProcessError as error:
             sys.exit(f'error: {error}')
-    results = {run: main_metric(values)[1] for run, values in metrics.items()}
-    unit, _ = main_metric(next(iter(metrics.values())))
-    print(f'{unit} of {arguments.seeds} seeds: mean ± 95 % interval of the mean (least to most)')
-    print(table(results, list(variants), arguments.sides))
+        results = {run: {result.unit: result.value for result in quoted(values)} for run, values in metrics.items()}
+        units = list(next(iter(results.values())))
+        if any(list(values) != units for values in results.values()) or not units:
+            raise ValueError(
+                'The runs have no result in common, since their evaluator gave other numbers in some, or none. See '
+                'their logs in the work directory.')
+    for unit in units:
+        print(f'{unit} of {arguments.seeds} seeds: mean ± 95 % interval of the mean (least to most)')
+        print(table({run: values[unit] for run, values in results.items()}, list(variants), arguments.sides))
     if arguments.csv:
         with arguments.csv.open('w', newline='') as file:
             writer = csv.writer(file)
-            writer.writerow(['side', key, 'seed', unit])
-            writer.writerows([*run, f'{value:.4f}'] for run, value in results.items())
+            writer.writerow(['side', key, 'seed', *units])
+            writer.writerows([*run, *(f'{value:.4f}' for value in values.values())] for run, values in results.items())

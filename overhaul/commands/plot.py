@@ -25,11 +25,12 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.settings import read_config, student_only
+from overhaul.files.settings import plain_model, read_config, student_only
 from overhaul.files.weights import load_distiller, load_weights
 from overhaul.registry import build
 from overhaul.reports import pictures
 from overhaul.reports.logs import read_log, read_results
+from overhaul.tasks import task_of
 
 
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -59,7 +60,7 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
         model.add_argument('checkpoint', help='iter_*.pth or epoch_*.pth of the distillation')
         model.add_argument('--channels', type=int, default=2 if draw is features else 3, help='how many of each tap')
         model.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
-    segmented = command(predictions, 'Draw what students of a segmentation predict, beside test images and the truth.')
+    segmented = command(predictions, 'Draw what students predict, beside test images and the truth.')
     segmented.add_argument('config')
     segmented.add_argument('checkpoints', nargs='+', metavar='NAME=CHECKPOINT', help='title of a column, weights')
     segmented.add_argument('--images', type=int, default=5, help='the first so many of the test data; default: 5')
@@ -118,16 +119,14 @@ def predictions(arguments: argparse.Namespace) -> Figure:
     cfg.test_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
     cfg.test_dataloader.dataset.indices = arguments.images
     loader = Runner.build_dataloader(cfg.test_dataloader)
-    cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     samples = {}
     for name, checkpoint in (argument.split('=', 1) for argument in arguments.checkpoints):
-        model = build(student_only(cfg), 'student').eval()
+        model = build(plain_model(cfg), 'student').eval()
         load_weights(model, checkpoint)
         samples[name] = [model.test_step(batch)[0] for batch in loader]
-    images = [batch['inputs'][0].permute(1, 2, 0).numpy() for batch in loader]
-    if cfg.data_preprocessor.get('bgr_to_rgb'):
-        images = [image[..., ::-1] for image in images]
-    return pictures.draw_predictions(images, samples, loader.dataset.metainfo)
+    images = [pictures.to_rgb(batch['inputs'][0], model.data_preprocessor) for batch in loader]
+    return pictures.draw_predictions(
+        task_of(model, cfg.model.get('task')), images, samples, loader.dataset.metainfo)
 
 
 def before_and_after(arguments: argparse.Namespace) -> tuple[list[pictures.TapFeatures], list[pictures.TapFeatures]]:

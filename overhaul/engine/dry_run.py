@@ -11,11 +11,15 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmengine.structures import PixelData
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 from torch.utils.data import Dataset
 
-from overhaul.files.settings import model_of
-from overhaul.registry import DATASETS, HOOKS, is_type
+from overhaul.engine.hooks.runner import bare_model
+from overhaul.files.settings import model_of, plain_model
+from overhaul.registry import DATASETS, HOOKS, build, is_type
+from overhaul.tasks import task_of
 
 _STEPS = 2
 
@@ -37,9 +41,6 @@ def prepare(cfg: Config) -> None:
     size = (size, size) if isinstance(size, int) else tuple(size)
     for part in preprocessors:
         part['size'] = size  # what mmseg fills images up to
-    student = cfg.model.get('student', cfg.model)
-    segmentation = 'decode_head' in student
-    num_classes = student['decode_head' if segmentation else 'head']['num_classes']
     without_downloads(cfg.model)
     if 'teacher_checkpoint' in cfg.model:
         if cfg.model.teacher_checkpoint is not None:
@@ -47,7 +48,7 @@ def prepare(cfg: Config) -> None:
         cfg.model.teacher_checkpoint = cfg.model.student_checkpoint = None
     cfg.load_from, cfg.resume = None, False
 
-    data = dict(type='overhaul.RandomImages', size=size, num_classes=num_classes, segmentation=segmentation)
+    data = dict(type='overhaul.RandomImages', size=size, model=plain_model(cfg), task=cfg.model.get('task'))
     for loader, batches in ((cfg.train_dataloader, _STEPS), (cfg.get('val_dataloader'), 1)):
         if loader is None:
             continue
@@ -90,18 +91,22 @@ def without_downloads(model: dict | list) -> None:
 
 @DATASETS.register_module()
 class RandomImages(Dataset):
-    """Random images (3, H, W) in uint8 with random labels, as mmpretrain's or mmseg's pipelines pack them.
+    """Random images (C, H, W) in uint8 with random annotations, as the pipelines of a model's package pack them.
 
     Args:
         length: Number of images.
         size: H and W.
-        num_classes: Labels are drawn from 0 to ``num_classes - 1``.
-        segmentation: Whether each pixel has a label, rather than each image.
+        model: Config of the model that they are for. Its task tells the channels and the annotations.
+        task: Name of the task. Default: the one that takes the model.
+
+    Where the task knows no annotations there are none: ``annotated`` tells.
     """
 
-    def __init__(self, length: int, size: tuple[int, int], num_classes: int, segmentation: bool) -> None:
-        self.length, self.size, self.num_classes, self.segmentation = length, tuple(size), num_classes, segmentation
-        self.metainfo = dict(classes=tuple(str(i) for i in range(num_classes)))
+    def __init__(self, length: int, size: tuple[int, int], model: dict, task: str | None = None) -> None:
+        self.length, self.size = length, tuple(size)
+        self.task = task_of(build(model, 'model'), task)
+        self.metainfo = dict(classes=tuple(map(str, range(self.task.num_classes or 0))))
+        self.annotated = self.task.random_sample(self.size, torch.Generator()) is not None
 
     def __len__(self) -> int:
         return self.length
@@ -110,15 +115,9 @@ class RandomImages(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(index)
         generator = torch.Generator().manual_seed(index)
-        image = torch.randint(0, 256, (3, *self.size), generator=generator, dtype=torch.uint8)
-        shapes = dict(img_shape=self.size, ori_shape=self.size, pad_shape=self.size)
-        if self.segmentation:
-            from mmseg.structures import SegDataSample
-            mask = torch.randint(0, self.num_classes, (1, *self.size), generator=generator)
-            return dict(inputs=image, data_samples=SegDataSample(gt_sem_seg=PixelData(data=mask), metainfo=shapes))
-        from mmpretrain.structures import DataSample
-        label = int(torch.randint(0, self.num_classes, (), generator=generator))
-        return dict(inputs=image, data_samples=DataSample(metainfo=shapes).set_gt_label(label))
+        image = torch.randint(0, 256, (self.task.channels, *self.size), generator=generator, dtype=torch.uint8)
+        sample = self.task.random_sample(self.size, generator) if self.annotated else BaseDataElement()
+        return dict(inputs=image, data_samples=sample)
 
 
 @HOOKS.register_module()
@@ -126,6 +125,14 @@ class DryRunHook(Hook):
     """Logs, at the end of a dry run, the seconds of its last step and the peak memory."""
 
     priority = 'VERY_LOW'  # after the summary: the last line
+
+    def before_run(self, runner: Runner) -> None:
+        """Leave out what needs annotations where there are none."""
+        self._annotated = runner.train_dataloader.dataset.annotated
+        if not self._annotated:
+            model = bare_model(runner)
+            _leave_out_task_loss(getattr(model, 'student', model))
+            runner._val_loop = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         """Start the clock."""
@@ -145,6 +152,20 @@ class DryRunHook(Hook):
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         validation = '' if runner.val_loop is None else ' and 1 validation step'
+        without = '' if self._annotated else " without the task's loss and without validation, which need labels"
         runner.logger.info(
-            f'Dry run: ok. {_STEPS} training steps{validation}, {self._seconds:.2f} s per step, peak memory '
+            f'Dry run: ok. {_STEPS} training steps{validation}{without}, {self._seconds:.2f} s per step, peak memory '
             f'{peak / 2**20:.0f} MiB. Teacher and data are random, so losses and errors above say nothing.')
+
+
+def _leave_out_task_loss(model: nn.Module) -> None:
+    """Let ``model`` have a loss of 0, whose gradient reaches all that it gives."""
+    forward = model.forward
+
+    def forward_without_loss(inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> object:
+        if mode != 'loss':
+            return forward(inputs, data_samples, mode=mode)
+        outputs, _ = tree_flatten(forward(inputs, mode='tensor'))
+        return dict(loss_left_out=0 * sum(output.float().sum() for output in outputs if isinstance(output, Tensor)))
+
+    model.forward = forward_without_loss

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
-import tempfile
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import nn
 
 from overhaul import __version__
 from overhaul.files.checkpoints import read_checkpoint
-from overhaul.files.settings import read_config, student_only
+from overhaul.files.onnx_graph import OnnxGraph
+from overhaul.files.settings import plain_model, read_config
 from overhaul.files.weights import load_weights
+from overhaul.files.whole import write_whole
 from overhaul.registry import DATASETS, MODELS, build, is_type, short_name, type_name
+from overhaul.tasks import task_of
 
 # Types of this package that a student's answers do not depend on, and what plain mmpretrain and mmseg have for them.
 _PLAIN = {
@@ -33,8 +32,6 @@ _PLAIN = {
 _LEFT_OUT = ('overhaul.EvaluateAtInputSize', 'mmengine.Pretrained')
 
 _MARK = '# Exported by Overhaul'
-_TOLERANCE = 1e-4
-_SEGMENTATION_SIZES = ((128, 160), (96, 224))
 
 
 def export_student(
@@ -46,22 +43,21 @@ def export_student(
     :func:`student_config`. A file is written whole or not at all.
 
     Args:
-        config: The config that the checkpoint was trained with, as :func:`read_config` takes it: of
-            a distillation, or a plain one of mmpretrain or mmseg.
+        config: The config that the checkpoint was trained with, as :func:`read_config` takes it: of a distillation, or
+            a plain one of mmpretrain or mmseg.
         checkpoint: Of a distiller or of the student alone, as :func:`read_checkpoint` takes it.
         out: The file to write, ``*.pth``.
-        onnx: The graph to write, ``*.onnx``; see :func:`export_onnx`.
+        onnx: The graph to write, ``*.onnx``; see :class:`OnnxGraph`.
         size: Height and width of a classifier's images in the graph. Default: ``model.input_size`` of the config.
 
     Returns:
         What was written, how it is loaded, and whether this package is needed for that; in a few lines.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`read_config` and
-            :func:`load_weights`.
+        FileNotFoundError, ValueError: As :func:`read_config` and :func:`load_weights`.
         ValueError: If a file to write is one of those read, a folder, or a config that this function did not write; if
-            its name ends otherwise than above, or its folder cannot be; for a size below 1; as :func:`export_onnx`.
-        ModuleNotFoundError: As :func:`export_onnx`.
+            its name ends otherwise than above, or its folder cannot be; for a size below 1; as :class:`OnnxGraph`.
+        ModuleNotFoundError: As :class:`OnnxGraph`.
     """
     weights, settings = Path(out), Path(out).with_suffix('.py')
     _check_paths(config, checkpoint, weights, settings, onnx)
@@ -70,41 +66,41 @@ def export_student(
     cfg = read_config(config)
     plain = student_config(cfg)
     model = build(copy.deepcopy(plain.model), 'student', scope=plain.default_scope).eval()  # building edits a config
-    size = size or cfg.model.get('input_size')
-    segmentation = hasattr(model, 'decode_head')
-    if onnx:
-        _require_onnx()
-        if not segmentation and size is None:
-            raise ValueError(
-                f'The graph of a classifier is for one size of images, and "{config}" does not say which. Add '
-                '--size HEIGHT WIDTH.')
+    task = task_of(model, cfg.model.get('task'))
+    graph = OnnxGraph(task, size or cfg.model.get('input_size')) if onnx else None
     load_weights(model, checkpoint)
-    meta = dict(overhaul_version=__version__, dataset_meta=_dataset_meta(read_checkpoint(checkpoint), cfg))
-
-    of_overhaul = set(MODELS.module_dict.values())  # by class: another package may have one of the same name
-    own = sorted({type(module).__name__ for module in model.modules() if type(module) in of_overhaul})
+    own = _of_this_package(model)
     if own:
         imports = plain.get('custom_imports', {}).get('imports', [])
         plain.custom_imports = dict(imports=[*imports, 'overhaul.registry'], allow_failed_imports=False)
-    load = (f"mmseg.apis.init_model('{settings}', '{weights}')" if segmentation else
-            f"mmpretrain.get_model('{settings}', pretrained='{weights}')")
-    text = f'{_MARK} {__version__} from {Path(config).name}. Its weights: {weights.name}.\n\n{plain.pretty_text}'
 
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    _write(weights, lambda path: torch.save(dict(state_dict=state, meta=meta), path))
-    _write(settings, lambda path: path.write_text(text))
-    classes = meta['dataset_meta'].get('classes', [])
     report = [
-        f'{weights}: {len(state)} tensors of the {type(model).__name__}, with the names of {len(classes)} classes',
-        f'{settings}: its config']
-    if onnx:
-        report.append(f'{onnx}: {_write_onnx(model, Path(onnx), size)}')
-    report += [
-        f'To load: {load}',
-        f'Overhaul must be installed there: {", ".join(own)} {"is" if len(own) == 1 else "are"} of this package.'
-        if own else 'Overhaul need not be installed there.']
-    return '\n'.join(report)
+        _write_weights(model, weights, _dataset_meta(read_checkpoint(checkpoint), cfg)),
+        _write_config(plain, settings, f'{_MARK} {__version__} from {Path(config).name}. Its weights: {weights.name}.')]
+    if graph:
+        report.append(f'{onnx}: {graph.write(onnx)}')
+    needed = (f'must be installed there: {", ".join(own)} {"is" if len(own) == 1 else "are"} of this package.' if own
+              else 'need not be installed there.')
+    return '\n'.join([*report, f'To load: {task.loading(str(settings), str(weights))}', f'Overhaul {needed}'])
+
+
+def _of_this_package(model: nn.Module) -> list[str]:
+    """Return the names of the classes of this package that ``model`` is made of."""
+    registered = set(MODELS.module_dict.values())  # by class: another package may have one of the same name
+    return sorted({type(module).__name__ for module in model.modules() if type(module) in registered})
+
+
+def _write_weights(model: nn.Module, path: Path, dataset_meta: dict) -> str:
+    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    content = dict(state_dict=state, meta=dict(overhaul_version=__version__, dataset_meta=dataset_meta))
+    write_whole(path, lambda draft: torch.save(content, draft))
+    classes = dataset_meta.get('classes', [])
+    return f'{path}: {len(state)} tensors of the {type(model).__name__}, with the names of {len(classes)} classes'
+
+
+def _write_config(plain: Config, path: Path, first_line: str) -> str:
+    write_whole(path, lambda draft: draft.write_text(f'{first_line}\n\n{plain.pretty_text}'))
+    return f'{path}: its config'
 
 
 def student_config(cfg: Config) -> Config:
@@ -114,10 +110,8 @@ def student_config(cfg: Config) -> Config:
     or mmseg that it extends; those that have none there, such as ``overhaul.Digits``, stay, and testing on them, not
     loading the model, needs this package.
     """
-    scope = cfg.get('default_scope') or 'mmengine'
-    model = student_only(cfg) if 'student' in cfg.model else cfg.model
-    if 'data_preprocessor' in cfg:
-        model = {'data_preprocessor': cfg.data_preprocessor, **model}
+    model = plain_model(cfg)
+    scope = model.pop('_scope_')
     plain = dict(default_scope=scope, model=model)
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
     if loader:
@@ -131,108 +125,6 @@ def student_config(cfg: Config) -> Config:
     if imports:
         plain['custom_imports'] = dict(cfg.custom_imports, imports=imports)
     return Config(_plain(plain, scope))
-
-
-def export_onnx(model: nn.Module, path: str | Path, size: tuple[int, int] | None = None) -> float | None:
-    """Write the graph of ``model`` from normalised images (N, 3, H, W) to logits, (N, classes) or (N, classes, H, W).
-
-    N is free, and so are H and W for segmentation; a classifier has those of ``size``. The graph begins after the data
-    preprocessor, and is a segmentor's ``mode='whole'``, resized to the image. All is in one file of up to 2 GB.
-
-    Args:
-        model: An mmpretrain classifier or an mmseg segmentor on the CPU.
-        path: The file to write.
-        size: Height and width of a classifier's images.
-
-    Returns:
-        The largest absolute difference between the logits of onnxruntime and of ``model``, on random images of two
-        batch sizes and, for segmentation, two sizes. None where onnxruntime is not installed.
-
-    Raises:
-        ModuleNotFoundError: If the packages that write ONNX are not installed.
-        ValueError: If the model cannot be written as a graph, or if the graph gives other logits. Nothing is written.
-    """
-    _require_onnx()
-    logits = _Logits(model).eval()
-    sizes = _SEGMENTATION_SIZES if logits.segmentation else (tuple(size), tuple(size))
-    dynamic = torch.export.Dim.DYNAMIC
-    axes = {0: dynamic, 2: dynamic, 3: dynamic} if logits.segmentation else {0: dynamic}
-    error = None
-
-    def write(draft: Path) -> None:
-        nonlocal error
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # of torch about itself
-                torch.onnx.export(
-                    logits, (torch.randn(2, 3, *sizes[0]),), draft, dynamo=True, dynamic_shapes=dict(images=axes),
-                    input_names=['images'], output_names=['logits'], external_data=False, verbose=False)
-        except Exception as failure:  # whatever a model does that a graph cannot
-            cause = failure.__cause__ or failure  # torch wraps it in advice in colours
-            raise ValueError(
-                f'torch.onnx cannot write the {type(model).__name__} as a graph ({type(cause).__name__}: '
-                f'{str(cause).strip().splitlines()[0]}). Leave --onnx out; the weights and the config do without.'
-            ) from failure
-        if importlib.util.find_spec('onnxruntime') is not None:
-            error = _largest_error(draft, logits, [(1, *sizes[0]), (3, *sizes[1])])
-
-    _write(Path(path), write)
-    return error
-
-
-class _Logits(nn.Module):
-    """From normalised images (N, 3, H, W) to logits: (N, classes), or (N, classes, H, W) for segmentation."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.segmentation = hasattr(model, 'decode_head')
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.model(images, mode='tensor')
-        if not self.segmentation:
-            return logits
-        return nn.functional.interpolate(
-            logits, size=images.shape[2:], mode='bilinear', align_corners=self.model.align_corners)
-
-
-def _largest_error(path: Path, logits: nn.Module, shapes: list[tuple[int, int, int]]) -> float:
-    import onnxruntime
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    largest = 0.0
-    for batch, height, width in shapes:
-        images = torch.randn(batch, 3, height, width)
-        with torch.no_grad():
-            expected = logits(images)
-        given = torch.from_numpy(session.run(None, dict(images=images.numpy()))[0])
-        error = (given - expected).abs().max().item() if given.shape == expected.shape else float('inf')
-        if not error <= _TOLERANCE * max(1.0, expected.abs().max().item()):
-            raise ValueError(
-                f'The graph that torch.onnx wrote is not the model: for images {tuple(images.shape)} its logits '
-                f'{tuple(given.shape)} differ by up to {error:.2g} from {tuple(expected.shape)}. It was deleted. Leave '
-                '--onnx out, or try another version of torch.')
-        largest = max(largest, error)
-    return largest
-
-
-def _write_onnx(model: nn.Module, path: Path, size: tuple[int, int] | None) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    error = export_onnx(model, path, size)
-    shapes = ('images (N, 3, H, W) to logits (N, classes, H, W)' if hasattr(model, 'decode_head') else
-              f'images (N, 3, {size[0]}, {size[1]}) to logits (N, classes)')
-    checked = ('not checked, since onnxruntime is not installed' if error is None else
-               f'in onnxruntime within {error:.1g} of the model')
-    return f'{shapes}, {checked}. Normalise the images as the data_preprocessor of the config does'
-
-
-def _require_onnx() -> None:
-    missing = [name for name in ('onnx', 'onnxscript') if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f'Without {" and ".join(missing)} torch cannot write ONNX. pip install "overhaul[onnx]" brings what is '
-            'missing, and onnxruntime for the check.')
-    if not hasattr(torch.export.Dim, 'DYNAMIC'):
-        raise ValueError(f'To write ONNX, torch 2.6 or newer is needed, and this is {torch.__version__}. Update torch.')
 
 
 def _check_paths(config: str, checkpoint: str, weights: Path, settings: Path, onnx: str | None) -> None:
@@ -282,11 +174,3 @@ def _dataset_meta(checkpoint: dict, cfg: Config) -> dict[str, list]:
         known = {**getattr(cls, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
     known = {key: known[key] for key in ('classes', 'palette') if known.get(key) is not None}
     return json.loads(json.dumps(known, default=lambda array: array.tolist()))
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file beside ``path`` and move it there once it is whole."""
-    with tempfile.TemporaryDirectory(prefix='.export_', dir=path.parent) as folder:
-        draft = Path(folder, path.name)
-        write(draft)
-        draft.replace(path)

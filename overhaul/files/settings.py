@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib.util
 import inspect
@@ -178,6 +179,16 @@ def model_of(source: dict | str) -> dict:
     cfg = read_config(source)
     preprocessor = {'data_preprocessor': cfg.data_preprocessor} if 'data_preprocessor' in cfg else {}
     return {'_scope_': cfg.get('default_scope', 'mmengine'), **preprocessor, **cfg.model}
+
+
+def plain_model(cfg: Config) -> dict:
+    """Return the config of the student of a distillation, or of the plain model that ``cfg`` trains, as it is built.
+
+    It has the data preprocessor and the scope that the file gives beside the model.
+    """
+    model = student_only(cfg) if 'student' in cfg.model else cfg.model
+    preprocessor = {'data_preprocessor': cfg.data_preprocessor} if 'data_preprocessor' in cfg else {}
+    return copy.deepcopy({'_scope_': cfg.get('default_scope') or 'mmengine', **preprocessor, **model})
 
 
 def student_only(cfg: Config) -> ConfigDict:

@@ -26,6 +26,7 @@ from overhaul.method.normalization import Renormalize
 from overhaul.method.stages import auto_taps
 from overhaul.method.taps import Tap, Taps
 from overhaul.registry import MODELS, build, nearest
+from overhaul.tasks import task_of, tell_what_is_left_out
 
 _TAP_KEYS = ('teacher', 'student', 'loss_weight', 'margin_norm')
 
@@ -88,6 +89,8 @@ class OverhaulDistiller(BaseModel):
         input_size: Height and width of the blank image of the dry run that finds channels and sizes.
         data_preprocessor: As in mmpretrain and mmseg, where a config gives it beside the model. Goes to the student
             and, where its config has none, to the teacher.
+        task: Name of the student's task in ``overhaul.registry.TASKS``. Default: the one that takes the student, see
+            :func:`task_of`.
 
     Attributes:
         teacher, student: The models.
@@ -118,6 +121,7 @@ class OverhaulDistiller(BaseModel):
         at_once: bool = True,
         input_size: tuple[int, int] = (224, 224),
         data_preprocessor: dict | None = None,
+        task: str | None = None,
     ) -> None:
         _check_kind(dict | str, 'a dict, or the path of a config file', teacher=teacher, student=student)
         _check_kind(
@@ -127,8 +131,10 @@ class OverhaulDistiller(BaseModel):
         _check_arguments(taps, teacher_batch_norm, input_size)
         student = _with_preprocessor(model_of(student), data_preprocessor)
         student_model = build(student, 'student')
+        student_model.task_name = task
         super().__init__(data_preprocessor=student_model.data_preprocessor)
         self.student = student_model
+        tell_what_is_left_out(task_of(self.student))
         save_names_that_load(self.student)
         self._given: set[str] = set()
         if student_checkpoint is not None:
@@ -217,7 +223,7 @@ class OverhaulDistiller(BaseModel):
         return modules[norm_path]
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> object:
-        """Return all losses of the ``inputs`` (N, 3, H, W) in ``loss`` mode, else what the student gives."""
+        """Return all losses of the ``inputs`` (N, C, H, W) in ``loss`` mode, else what the student gives."""
         if mode == 'loss':
             return self.loss(inputs, data_samples)
         return self.student(inputs, data_samples, mode=mode)
@@ -258,7 +264,7 @@ class OverhaulDistiller(BaseModel):
         return losses | {name: distances[index] for index, name in enumerate(self.loss_names)}
 
     def teacher_features(self, inputs: Tensor) -> list[Tensor]:
-        """Return the teacher's features at its taps, before their margins, for the student's ``inputs`` (N, 3, H, W).
+        """Return the teacher's features at its taps, before their margins, for the student's ``inputs`` (N, C, H, W).
 
         Call it without gradient.
         """
@@ -356,6 +362,12 @@ def _build_teacher(cfg: dict, checkpoint: str | dict | None) -> tuple[nn.Module,
 
 
 def _renormalize(student: nn.Module, teacher: nn.Module) -> Renormalize | None:
+    of_student, of_teacher = (task_of(model).channels for model in (student, teacher))
+    if of_student != of_teacher:
+        raise ValueError(
+            f'The student takes images of {of_student} channels and the teacher of {of_teacher}, and both see the same '
+            'images. Give their data preprocessors a mean and a std for as many channels, and their backbones as many '
+            'in_channels.')
     renormalize = Renormalize(student.data_preprocessor, teacher.data_preprocessor)
     if renormalize.is_identity:
         return None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Renormalize(nn.Module):
-    """Takes images (N, 3, H, W) from the normalisation and channel order of one data preprocessor to another's.
+    """Takes images (N, C, H, W) from the normalisation and channel order of one data preprocessor to another's.
 
     A map per channel, on the device of the images. What was padded after normalisation, as mmseg pads, stays a constant
     but not the teacher's.
@@ -16,17 +16,26 @@ class Renormalize(nn.Module):
     Args:
         source: The data preprocessor that the images went through.
         target: The one that they shall look as if they had gone through.
+
+    Raises:
+        ValueError: If the two have statistics for different numbers of channels.
     """
 
     def __init__(self, source: BaseDataPreprocessor, target: BaseDataPreprocessor) -> None:
         super().__init__()
         (source_mean, source_std, source_flip), (target_mean, target_std, target_flip) = (
             _normalization(preprocessor) for preprocessor in (source, target))
+        channels = {len(part) for part in (source_mean, source_std, target_mean, target_std)} - {1}
+        if len(channels) > 1:
+            raise ValueError(
+                'The data preprocessors of student and teacher have a mean or std for '
+                f'{" and ".join(map(str, sorted(channels)))} channels, and both see the same images. Give all of them '
+                'as many, or one for all channels.')
         self.flip = source_flip != target_flip
         if self.flip:
             source_mean, source_std = source_mean.flip(0), source_std.flip(0)
-        self.register_buffer('scale', (source_std / target_std).view(3, 1, 1), persistent=False)
-        self.register_buffer('shift', ((source_mean - target_mean) / target_std).view(3, 1, 1), persistent=False)
+        self.register_buffer('scale', (source_std / target_std).view(-1, 1, 1), persistent=False)
+        self.register_buffer('shift', ((source_mean - target_mean) / target_std).view(-1, 1, 1), persistent=False)
 
     @property
     def is_identity(self) -> bool:
@@ -35,17 +44,21 @@ class Renormalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the images, normalised anew."""
-        if self.flip:
+        if self.flip and images.shape[1] == 3:  # as the preprocessors do
             images = images.flip(1)
         return images * self.scale + self.shift
 
 
 def _normalization(preprocessor: BaseDataPreprocessor) -> tuple[Tensor, Tensor, bool]:
-    """Return mean (3,), standard deviation (3,), and whether the channels are turned round before."""
+    """Return mean and standard deviation, (C,) or (1,) for all, and whether three channels are turned round before."""
     mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
-    mean = torch.zeros(3) if mean is None else mean.detach().flatten().expand(3)
-    std = torch.ones(3) if std is None else std.detach().flatten().expand(3)
+    mean = torch.zeros(1) if mean is None else mean.detach().flatten()
+    std = torch.ones(1) if std is None else std.detach().flatten()
+    return mean, std, turns_channels(preprocessor)
+
+
+def turns_channels(preprocessor: BaseDataPreprocessor) -> bool:
+    """Whether a data preprocessor takes images of three channels from BGR to RGB or back."""
     # One name in mmpretrain, another in mmengine and mmseg.
-    flip = getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False) or getattr(
-        preprocessor, 'channel_conversion', False)
-    return mean, std, bool(flip)
+    names = ('to_rgb', '_channel_conversion', 'channel_conversion')
+    return any(getattr(preprocessor, name, False) for name in names)

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from overhaul.method.taps import blank_pass
 from overhaul.method.tokens import Tokens
+from overhaul.tasks import task_of
 
 # Gates such as Sigmoid are left out: what enters them is no feature.
 _ACTIVATIONS = {
@@ -54,21 +55,22 @@ def find_stages(model: nn.Module, input_size: tuple[int, int]) -> list[Stage]:
       reach it, the tap is the output of the last batch norm before it, of as many channels if there is one.
 
     Args:
-        model: A classifier or segmentor of mmpretrain or mmseg, or any module with a ``backbone``.
+        model: Any model of mmengine. Its task tells which part of it has the stages.
         input_size: Height and width of the image.
 
     Raises:
         ValueError: If no stage is found.
     """
-    trace = _Trace(model, input_size)
-    backbone = model.backbone
+    trunk = task_of(model).trunk
+    backbone, inside = model.get_submodule(trunk), f'{trunk}.' if trunk else ''
+    trace = _Trace(model, inside, input_size)
     named = _paper_taps(backbone)
     if named:
-        outputs = {path: trace.last[f'backbone.{path}'].outputs[0] for path in named}
-        return [Stage(f'backbone.{path}', output.channels, output.size) for path, output in outputs.items()]
+        outputs = {f'{inside}{path}': trace.last[f'{inside}{path}'].outputs[0] for path in named}
+        return [Stage(path, output.channels, output.size) for path, output in outputs.items()]
     blocks = getattr(backbone, 'res_layers', None)
-    if blocks and all(isinstance(name, str) and f'backbone.{name}' in trace.last for name in blocks):
-        calls = [trace.last[f'backbone.{name}'] for name in blocks]
+    if blocks and all(isinstance(name, str) and f'{inside}{name}' in trace.last for name in blocks):
+        calls = [trace.last[f'{inside}{name}'] for name in blocks]
         ends = [(call, call.outputs[-1]) for call in calls]
     else:
         ends = list(trace.last_of_each_resolution())[-_MOST_STAGES:]
@@ -188,22 +190,28 @@ class _Feature:
 
 
 class _Trace:
-    """The calls of all modules in a model's backbone in one pass of a random image, in the order in which they end."""
+    """The calls of all modules of a model whose paths begin with ``inside``, in the order in which they end.
 
-    def __init__(self, model: nn.Module, input_size: tuple[int, int]) -> None:
+    The model takes one random image for it.
+    """
+
+    def __init__(self, model: nn.Module, inside: str, input_size: tuple[int, int]) -> None:
         self.calls: list[_Call] = []
         self.last: dict[str, _Call] = {}
         self._tokens = Tokens(model)
         self._running: list[_Call] = []
+        self._computed = False
         hooks = [self._tokens.entry.register_forward_pre_hook(self._tokens.note, with_kwargs=True)]
         for path, module in model.named_modules():
-            if path.startswith('backbone.') and not isinstance(module, nn.Identity):
+            if path and path.startswith(inside) and not isinstance(module, nn.Identity):
                 hooks.append(module.register_forward_pre_hook(partial(self._begin, path)))
                 hooks.append(module.register_forward_hook(self._end))
         blank_pass(model, input_size, hooks, torch.randn)
 
     def _begin(self, path: str, module: nn.Module, inputs: tuple) -> None:
         entering = inputs[0] if inputs else None
+        if isinstance(entering, Tensor) and not self._computed:
+            entering._is_image = True
         call = _Call(path, module, tuple(self._running), self._size(entering))
         feature = getattr(entering, '_feature', None)
         if feature and isinstance(module, _BatchNorm):
@@ -212,6 +220,7 @@ class _Trace:
 
     def _end(self, module: nn.Module, inputs: tuple, outputs: object) -> None:
         call = self._running.pop()
+        self._computed = self._computed or call.computes
         if self._running:
             self._running[-1].parts.append(call)
         several = isinstance(outputs, (tuple, list)) and self._size(outputs) is None
@@ -232,7 +241,7 @@ class _Trace:
     def _size(self, output: object) -> tuple[int, int] | None:
         """Return height and width of a feature map; None for the image, for windows of a map, for what is no map."""
         feature_map = self._tokens.as_map(output)
-        if feature_map is None or feature_map.shape[1] == 3:
+        if feature_map is None or not self._computed or hasattr(output, '_is_image'):
             return None
         size = tuple(feature_map.shape[2:])
         return None if feature_map is output and not self._tokens.fits(size) else size

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from overhaul.method.tokens import Tokens
+from overhaul.tasks import task_of
 
 # A batch norm on one of these branches does not scale the feature that the residual block computes.
 _SIDE_BRANCHES = ('downsample', 'shortcut')
@@ -203,7 +204,7 @@ class Taps:
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str], owner: str) -> None:
-        self.tokens = Tokens(model)
+        self._task, self.tokens = task_of(model), Tokens(model)
         self.taps = [Tap(model, path, owner, self.tokens) for path in paths]
 
     def __iter__(self) -> Iterator[Tap]:
@@ -237,11 +238,11 @@ class Taps:
         return [tap.take() for tap in self.taps]
 
     def read(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
-        """Run ``model`` on ``inputs`` (N, 3, H, W), no further than its last tap, and return the features."""
+        """Run ``model`` on ``inputs`` (N, C, H, W), no further than its last tap, and return the features."""
         self.start(model)
         try:
             with suppress(ForwardDone):
-                model(inputs, mode='tensor')
+                model(**self._task.batch(inputs), mode='tensor')
             return self.take()
         finally:
             self.stop()
@@ -300,22 +301,23 @@ def blank_pass(
     """Run ``model`` once, without gradient and in eval mode, and remove ``hooks``. It comes out as it went in.
 
     Raises:
-        ValueError: If the model does not take an image of this size, or of three channels, or a part of it not what
+        ValueError: If the model does not take an image of this size and of its channels, or a part of it not what
             another one gives.
     """
     modes = [(module, module.training) for module in model.modules()]
-    parameter = next(model.parameters())
+    parameter, task = next(model.parameters()), task_of(model)
+    image = fill(1, task.channels, *input_size, dtype=parameter.dtype, device=parameter.device)
     model.eval()
     try:
         with torch.no_grad():
-            model(fill(1, 3, *input_size, dtype=parameter.dtype, device=parameter.device), mode='tensor')
+            model(**task.batch(image), mode='tensor')
     except (AssertionError, RuntimeError) as error:
         backbone = type(getattr(model, 'backbone', model)).__name__
         channels = re.search(r'mat1 and mat2 shapes|expected input.* to have \d+ channels', str(error))
         advice = ('A layer is made for another number of channels than it gets: correct the in_channels, most often of '
                   'the head.' if channels else 'If it is made for another size, give that as input_size.')
         raise ValueError(
-            f'The model with the {backbone} failed on one image (3, {input_size[0]}, {input_size[1]}) of the dry run: '
+            f'The model with the {backbone} failed on one image {tuple(image.shape[1:])} of the dry run: '
             f'{error or type(error).__name__}. {advice}') from error
     finally:
         for hook in hooks:

@@ -9,6 +9,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from overhaul.tasks import task_of
+
 # How many tokens a transformer has beside those of its patches: in mmpretrain, and in timm.
 _COUNTS = ('num_extra_tokens', 'num_prefix_tokens')
 # The tokens themselves, where it does not say how many, in mmseg, DINOv2, torchvision and transformers.
@@ -20,7 +22,7 @@ class Tokens:
     """What a model tells of the tokens in it.
 
     Args:
-        model: A model with a ``backbone`` that takes the image, or one that takes it itself.
+        model: Any model of mmengine. Its task tells which part of it takes the image.
 
     Attributes:
         entry: The module that takes the image.
@@ -29,7 +31,7 @@ class Tokens:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.entry = getattr(model, 'backbone', model)
+        self.entry = model.get_submodule(task_of(model).trunk)
         self.image: tuple[int, int, int] | None = None
         parts = list(self.entry.modules())
         counts = [getattr(part, name) for part in parts for name in _COUNTS if hasattr(part, name)]

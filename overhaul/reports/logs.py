@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from overhaul.tasks.results import main_metric
+from overhaul.tasks.results import quoted
 
 
 class Log(NamedTuple):
@@ -45,13 +45,13 @@ class Log(NamedTuple):
 
     @property
     def results(self) -> dict[int, float]:
-        """By epoch or iteration, the metric to quote."""
-        return {step: main_metric(row)[1] for step, row in self.validation.items()}
+        """By epoch or iteration, the first result to quote."""
+        return {step: quoted(row)[0].value for step, row in self.validation.items() if quoted(row)}
 
     @property
     def unit(self) -> str:
         """What the results are in; empty where nothing was validated."""
-        return main_metric(next(iter(self.validation.values())))[0] if self.validation else ''
+        return next((quoted(row)[0].unit for row in self.validation.values() if quoted(row)), '')
 
 
 def read_log(work_dir: str | Path) -> Log:
@@ -84,7 +84,10 @@ def read_log(work_dir: str | Path) -> Log:
 
 
 class Results(NamedTuple):
-    """What tools/compare.py found: what is varied, the unit, and by side and value one result per seed."""
+    """What tools/compare.py found: what is varied, the unit, and by side and value one result per seed.
+
+    Where each run has several results, as a model of several tasks has, it is the first of them.
+    """
 
     key: str
     unit: str
@@ -103,9 +106,9 @@ def read_results(path: str | Path) -> Results:
     with open(path, newline='') as file:
         header, *rows = list(csv.reader(file)) or [[]]
     try:
-        side, key, seed, unit = header
+        side, key, seed, unit, *_ = header
         sides = defaultdict(lambda: defaultdict(list))
-        for side_of_row, value, _, result in rows:
+        for side_of_row, value, _, result, *_ in rows:
             sides[side_of_row][value].append(float(result))
         if (side, seed) != ('side', 'seed') or len({tuple(values) for values in sides.values()}) != 1:
             raise ValueError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,18 +13,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from overhaul.method.distiller import OverhaulDistiller
+from overhaul.method.normalization import turns_channels
 from overhaul.method.probe import aside
 from overhaul.reports.statistics import interval
+from overhaul.tasks import Task
 
 # The colours of the Okabe-Ito palette, which people of any colour vision tell apart.
 TEACHER, STUDENT, ALONE = '#000000', '#0072B2', '#D55E00'
 COLOURS = (STUDENT, ALONE, '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#F0E442')
-
-if TYPE_CHECKING:
-    from mmseg.structures import SegDataSample
 
 _IMAGES = 32  # more would not make a picture better, and fill the memory
 
@@ -248,48 +248,58 @@ def _histogram(axes: Axes, tap: TapFeatures, channel: int) -> None:
 
 
 def draw_predictions(
-        images: Sequence[np.ndarray], samples: Mapping[str, Sequence[SegDataSample]], metainfo: Mapping) -> Figure:
+        task: Task, images: Sequence[np.ndarray], samples: Mapping[str, Sequence[BaseDataElement]],
+        metainfo: Mapping) -> Figure:
     """Draw images, their truth and predictions of several models side by side, a row per image.
 
-    The legend has the classes that are seen.
-
     Args:
+        task: Draws a prediction.
         images: In uint8, each (H, W, 3), RGB.
         samples: By model, one sample per image with truth and prediction.
-        metainfo: That of the dataset, with ``classes`` and ``palette``.
+        metainfo: That of the dataset, with ``classes`` and, for a segmentation, ``palette``.
 
     Raises:
-        ValueError: If the dataset has no palette, as those of classification have none.
+        ValueError: If the task does not know how a prediction is drawn.
     """
-    from mmseg.visualization import SegLocalVisualizer  # here, where only users of mmseg come
-
-    if 'palette' not in metainfo:
-        raise ValueError('Predictions are drawn of a segmentation, and this dataset has no palette, so it is none.')
-    visualizer = SegLocalVisualizer(alpha=1)
-    visualizer.dataset_meta = metainfo
-
-    def draw(image: np.ndarray, sample: SegDataSample, **what: bool) -> np.ndarray:
-        visualizer.add_datasample('', image, sample, with_labels=False, **what)
-        return visualizer.get_image()
-
-    truth = [draw(image, sample, draw_pred=False) for image, sample in zip(images, next(iter(samples.values())))]
-    columns = {'image': images, 'truth': truth}
+    truth = next(iter(samples.values()))
+    columns = {'truth': [task.draw(image, sample, metainfo, truth=True) for image, sample in zip(images, truth)]}
     for name, predicted in samples.items():
-        columns[name] = [draw(image, sample, draw_gt=False) for image, sample in zip(images, predicted)]
+        columns[name] = [task.draw(image, sample, metainfo, truth=False) for image, sample in zip(images, predicted)]
+    if any(drawn is None for column in columns.values() for drawn in column):
+        raise ValueError(
+            f'How a prediction of the {type(task.model).__name__} is drawn is not known, or the dataset lacks what it '
+            'takes, as a segmentation takes a palette. A task of your own can draw it: docs/tasks.md.')
+    columns = {'image': [(image, '') for image in images], **columns}
     figure = Figure((1.5 * len(columns), 1.5 * len(images) + 0.7), layout='constrained')
     for axes, (name, column) in zip(figure.subplots(len(images), len(columns), squeeze=False).T, columns.items()):
         axes[0].set_title(name)
-        for row, image in zip(axes, column):
-            row.imshow(image)
-            row.axis('off')
-    seen = {
-        label for predicted in samples.values() for sample in predicted
-        for labels in (sample.gt_sem_seg, sample.pred_sem_seg) for label in labels.data.unique().tolist()}
-    figure.legend(
-        [Patch(color=np.array(colour) / 255) for label, colour in enumerate(metainfo['palette']) if label in seen],
-        [name for label, name in enumerate(metainfo['classes']) if label in seen],
-        loc='outside lower center', ncols=6, fontsize=8)
+        for row, (picture, caption) in zip(axes, column):
+            row.imshow(picture)
+            row.set(xticks=[], yticks=[], frame_on=False, xlabel=caption)
+    legend = task.legend([sample for predicted in samples.values() for sample in predicted], metainfo)
+    if legend:
+        names, colours = zip(*legend)
+        figure.legend(
+            [Patch(color=colour) for colour in colours], names, loc='outside lower center', ncols=6, fontsize=8)
     return figure
+
+
+def to_rgb(image: Tensor, preprocessor: nn.Module) -> np.ndarray:
+    """Return an image (C, H, W) of a data loader as (H, W, 3) uint8, RGB, to look at.
+
+    Of one channel it is gray, of more than three the first three are shown. What is no uint8 is stretched from its
+    least to its greatest value.
+
+    Args:
+        image: As it goes into ``preprocessor``.
+        preprocessor: Tells whether three channels are BGR.
+    """
+    turned = len(image) == 3 and turns_channels(preprocessor)
+    image = image[:3] if len(image) > 2 else image[:1].expand(3, -1, -1)
+    if image.dtype != torch.uint8:
+        least, greatest = image.aminmax()
+        image = ((image - least) * (255 / (greatest - least).clamp(min=1e-9))).to(torch.uint8)
+    return (image.flip(0) if turned else image).permute(1, 2, 0).numpy()
 
 
 def to_array(figure: Figure, dpi: int = 100) -> np.ndarray:

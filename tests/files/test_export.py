@@ -17,9 +17,11 @@ from small_models import build_model, resnet, segmentor, wide_resnet
 
 from overhaul.datasets import PascalVOC
 from overhaul.files import export
-from overhaul.files.export import export_onnx, export_student, student_config
+from overhaul.files.export import export_student, student_config
+from overhaul.files.onnx_graph import OnnxGraph
 from overhaul.files.settings import read_config
 from overhaul.registry import DATASETS, MODELS
+from overhaul.tasks import task_of
 
 REPOSITORY = Path(__file__).parents[2]
 TASKS = ['classification', 'segmentation']
@@ -187,7 +189,7 @@ def test_a_graph_that_is_not_the_model_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.onnx, 'export', write_wrongly)
     with pytest.raises(ValueError, match=r'is not the model: for images \(1, 3, 16, 16\).*differ by up to'):
-        export_onnx(build_model(wide_resnet()).eval(), tmp_path / 'graph.onnx', (16, 16))
+        OnnxGraph(task_of(build_model(wide_resnet()).eval()), (16, 16)).write(tmp_path / 'graph.onnx')
     assert not list(tmp_path.iterdir())
 
 
@@ -196,7 +198,7 @@ def test_a_model_that_is_no_graph_is_refused_in_one_sentence(tmp_path):
     model = build_model(wide_resnet()).eval()
     model.head.fc.register_forward_hook(lambda module, images, logits: logits if logits.max() > 0 else -logits)
     with pytest.raises(ValueError, match='cannot write the ImageClassifier as a graph .GuardOn.*Leave --onnx out'):
-        export_onnx(model, tmp_path / 'graph.onnx', (16, 16))
+        OnnxGraph(task_of(model), (16, 16)).write(tmp_path / 'graph.onnx')
     assert not list(tmp_path.iterdir())
 
 

@@ -17,6 +17,7 @@ from overhaul.engine.hooks.summary import SummaryHook
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.probe import Strength
 from overhaul.registry import HOOKS
+from overhaul.tasks import classes_of, task_of
 
 _ENOUGH = 100  # steps in a row without a finite gradient: there is nothing left to train
 
@@ -139,7 +140,7 @@ class HealthHook(Hook):
         model = bare_model(runner)
         summary = next((hook for hook in runner.hooks if isinstance(hook, SummaryHook)), None)
         if summary is not None and summary.teacher_metrics:
-            yield from doubts_of_teacher(summary.teacher_metrics, runner.val_dataloader.dataset)
+            yield from doubts_of_teacher(model.teacher, summary.teacher_metrics, runner.val_dataloader.dataset)
         yield from doubts_of_taps(model, self._watch)
         if summary is not None and summary.strength is not None:
             yield from self._doubts_of_strength(summary.strength)
@@ -152,18 +153,13 @@ class HealthHook(Hook):
 
 
 def check_classes(model: nn.Module, dataset: object) -> None:
-    """Refuse a ``dataset`` of more classes than the head of ``model``, or of its student, tells apart."""
-    model = getattr(model, 'student', model)
-    head = getattr(model, 'head', None) or getattr(model, 'decode_head', None)
-    own, given = getattr(head, 'num_classes', None), _classes_of(dataset)
+    """Refuse a ``dataset`` of more classes than ``model``, or its student, tells apart."""
+    task = task_of(model)
+    own, given = task.num_classes, classes_of(dataset)
     if own and own < given:
         raise ValueError(
-            f'The {type(head).__name__} of the model has num_classes={own}, and the training data have {given} '
-            'classes: there would be labels that it does not know. Give it as many.')
-
-
-def _classes_of(dataset: object) -> int:
-    return len(getattr(dataset, 'metainfo', {}).get('classes') or ())
+            f'The {type(task.model).__name__} has num_classes={own}, and the training data have {given} classes: there '
+            'would be labels that it does not know. Give its head as many.')
 
 
 class _Watch:
@@ -190,16 +186,13 @@ class _Watch:
             handle.remove()
 
 
-def doubts_of_teacher(metrics: dict[str, float], dataset: object) -> Iterator[str]:
-    """Say whether a teacher with these ``metrics`` on ``dataset`` knows no more than chance."""
-    classes = _classes_of(dataset)
+def doubts_of_teacher(teacher: nn.Module, metrics: dict[str, float], dataset: object) -> Iterator[str]:
+    """Say whether the ``teacher`` with these ``metrics`` on ``dataset`` knows no more than chance."""
+    classes = classes_of(dataset)
     if classes < 2:
         return
-    chance = 1 / classes
-    # Chance has three standard deviations of luck. An answer that is always the same has a mIoU of at most 1 / classes.
-    bounds = {'accuracy/top1': chance + 3 * math.sqrt(chance * (1 - chance) / len(dataset)), 'mIoU': chance}
-    for name, bound in bounds.items():
-        if name in metrics and metrics[name] <= 100 * bound:
+    for name, bound in task_of(teacher).chance(classes, len(dataset)).items():
+        if name in metrics and metrics[name] <= bound:
             yield (f"The teacher's {name} is {metrics[name]:.2f} %, which is chance for {classes} classes: there is "
                    'nothing to learn from it. Name its weights in teacher_checkpoint, and see that its data '
                    'preprocessor and the order of its classes are those that it was trained with.')

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mmengine.hooks import Hook
+from numbers import Number
+
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 from torch import nn
 
@@ -10,7 +12,8 @@ from overhaul.engine.hooks.runner import bare_model, training_batches, validate
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.probe import Strength, measure
 from overhaul.registry import HOOKS
-from overhaul.tasks.results import headline, main_metric
+from overhaul.tasks import task_of
+from overhaul.tasks.results import deciding, headline
 
 
 @HOOKS.register_module()
@@ -43,8 +46,11 @@ class SummaryHook(Hook):
             return
         runner.logger.info(describe(model))
         if self.validate_teacher and runner.val_loop is not None:
-            self.teacher_metrics = validate(runner, model.teacher)
-            runner.logger.info(f'Teacher: {headline(self.teacher_metrics)}')
+            reason = task_of(model.teacher).cannot_judge(runner.val_dataloader.dataset)
+            if reason is None:
+                self.teacher_metrics = validate(runner, model.teacher)
+            runner.logger.info('Teacher: ' + (
+                headline(self.teacher_metrics) if reason is None else f'not validated, since {reason}'))
         with training_batches(runner, 1) as batches:
             self.strength = measure(model, next(batches), runner.optim_wrapper.optim_context(runner.model))
         runner.logger.info(describe_strength(self.strength, runner.iter))
@@ -54,20 +60,31 @@ class SummaryHook(Hook):
         if not metrics:
             return
         hub = runner.message_hub
-        result = {'step': runner.iter, 'metrics': {name: float(value) for name, value in metrics.items()}}
-        best = hub.get_info('best_result') if 'best_result' in hub.runtime_info else result
-        hub.update_info('best_result', result if _better(result, best) else best)
-        hub.update_info('last_result', result)
+        # Some evaluators also give a list, of a number for each class.
+        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Number)}
+        last, rules = {'step': runner.iter, 'metrics': numbers}, _rules(runner)
+        best = hub.get_info('best_result') if 'best_result' in hub.runtime_info else last
+        new, old = deciding(numbers, rules), deciding(best['metrics'], rules)
+        hub.update_info('best_result', last if new and old and new.better_than(old) else best)
+        hub.update_info('last_result', last)
 
     def after_train(self, runner: Runner) -> None:
         """Log the student's best and last result."""
         hub = runner.message_hub
         if 'best_result' not in hub.runtime_info:
             return
-        best, last = hub.get_info('best_result'), hub.get_info('last_result')
-        runner.logger.info(
-            f'Student: best {headline(best["metrics"])} (iteration {best["step"]}), '
-            f'last {headline(last["metrics"])} (iteration {last["step"]})')
+        best, last = (
+            f'{headline(result["metrics"])} (iteration {result["step"]})'
+            for result in (hub.get_info('best_result'), hub.get_info('last_result')))
+        if deciding(hub.get_info('last_result')['metrics'], _rules(runner)) is None:
+            best = 'not known (default_hooks.checkpoint.save_best and rule tell which metric decides, and how)'
+        runner.logger.info(f'Student: best {best}, last {last}')
+
+
+def _rules(runner: Runner) -> dict[str, str]:
+    """Return what the config says of which metric of a validation less or more is better."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.save_best]
+    return {name: rule for hook in hooks for name, rule in zip(hook.key_indicators, hook.rules) if rule}
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -95,9 +112,3 @@ def describe_strength(strength: Strength, step: int) -> str:
     return (f'Step {step}: task loss {strength.task_loss:.4g}, distillation loss {strength.distillation_loss:.4g} '
             f'({strength.loss_ratio:.3g} times it); its gradient on the student is {strength.gradient_ratio:.3g} times '
             "the task's")
-
-
-def _better(result: dict, other: dict) -> bool:
-    name, value = main_metric(result['metrics'])
-    _, other_value = main_metric(other['metrics'])
-    return value < other_value if name == '% error' else value > other_value

@@ -11,13 +11,14 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
-from small_models import Lines, batch, build_distiller, loader, runner, sgd
+from small_models import Lines, batch, build_distiller, loader, runner, segmentor, sgd, wide_resnet
 from torch import nn
 
 from overhaul.engine.hooks import HealthHook, SummaryHook
 from overhaul.engine.hooks.health import doubts_of_teacher
 from overhaul.engine.hooks.runner import bare_model
 from overhaul.engine.modes import CompileHook
+from overhaul.registry import MODELS
 
 ROOT = Path(__file__).parents[3]
 BATCHES = [batch(seed=seed) for seed in range(4)]
@@ -204,11 +205,11 @@ def test_teacher_at_chance():
         def __len__(self):
             return 100
 
-    assert not list(doubts_of_teacher({'accuracy/top1': 33.}, Data()))  # 20 + 3 * 4
-    (doubt, ) = doubts_of_teacher({'accuracy/top1': 31.}, Data())
+    assert not list(doubts_of_teacher(MODELS.build(wide_resnet()), {'accuracy/top1': 33.}, Data()))  # 20 + 3 * 4
+    (doubt, ) = doubts_of_teacher(MODELS.build(wide_resnet()), {'accuracy/top1': 31.}, Data())
     assert doubt.startswith("The teacher's accuracy/top1 is 31.00 %, which is chance for 5 classes")
-    assert list(doubts_of_teacher({'mIoU': 20., 'aAcc': 90.}, Data()))
-    assert not list(doubts_of_teacher({'mIoU': 21., 'aAcc': 90.}, Data()))
+    assert list(doubts_of_teacher(MODELS.build(segmentor()), {'mIoU': 20., 'aAcc': 90.}, Data()))
+    assert not list(doubts_of_teacher(MODELS.build(segmentor()), {'mIoU': 21., 'aAcc': 90.}, Data()))
 
 
 @pytest.mark.parametrize('side, other', [('teacher', 'student'), ('student', 'teacher')])

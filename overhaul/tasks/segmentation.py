@@ -1,0 +1,92 @@
+"""Segmentation: the models of mmseg that give each pixel a class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from mmengine.structures import PixelData
+from torch import Tensor, nn
+
+from overhaul.registry import TASKS
+from overhaul.tasks.results import Quote
+from overhaul.tasks.task import Graph, Task, is_a
+
+if TYPE_CHECKING:
+    from mmseg.structures import SegDataSample
+
+
+@TASKS.register_module(name='segmentation')
+class Segmentation(Task):
+    """Segmentors of mmseg, with one decode head or several that work one after another. Answers: see :class:`Task`."""
+
+    quotes = {
+        'mIoU': Quote('% mIoU'), 'mDice': Quote('% Dice'), 'mFscore': Quote('% F-score'), 'aAcc': Quote('% of pixels')}
+
+    @classmethod
+    def takes(cls, model: nn.Module) -> bool:
+        """Whether it is a segmentor of mmseg; those that estimate depth have no classes and are none."""
+        return is_a(model, 'mmseg.models.segmentors.base.BaseSegmentor') and not is_a(
+            model, 'mmseg.models.segmentors.depth_estimator.DepthEstimator')
+
+    @property
+    def num_classes(self) -> int | None:
+        """That of the last decode head."""
+        return getattr(self.model, 'num_classes', None)
+
+    def random_sample(self, size: tuple[int, int], generator: torch.Generator) -> SegDataSample:
+        """Return a sample with a mask (1, H, W), and the map of edges that some heads learn beside it."""
+        from mmseg.structures import SegDataSample
+
+        mask, edges = (torch.randint(0, most, (1, *size), generator=generator) for most in (self.num_classes, 2))
+        return SegDataSample(
+            gt_sem_seg=PixelData(data=mask), gt_edge_map=PixelData(data=edges),
+            metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size))
+
+    def chance(self, classes: int, images: int) -> dict[str, float]:
+        """An answer that is always the same has a mIoU of at most ``1 / classes``."""
+        return {'mIoU': 100 / classes}
+
+    def graph(self) -> Graph:
+        """From images to logits of their size, in ``mode='whole'``."""
+        return Graph(_Logits(self.model), {'logits': '(N, classes, H, W)'}, any_size=True)
+
+    def loading(self, config: str, weights: str) -> str:
+        """Return the line of mmseg."""
+        return f"mmseg.apis.init_model('{config}', '{weights}')"
+
+    def draw(
+            self, image: np.ndarray, sample: SegDataSample, metainfo: Mapping, truth: bool,
+    ) -> tuple[np.ndarray, str] | None:
+        """Return the mask in the colours of its classes, over the image where it has no class."""
+        from mmseg.visualization import SegLocalVisualizer
+
+        if 'palette' not in metainfo:
+            return None
+        visualizer = SegLocalVisualizer(alpha=1)
+        visualizer.dataset_meta = metainfo
+        visualizer.add_datasample('', image, sample, with_labels=False, draw_gt=truth, draw_pred=not truth)
+        return visualizer.get_image(), ''
+
+    def legend(
+            self, samples: Sequence[SegDataSample], metainfo: Mapping) -> list[tuple[str, tuple[float, float, float]]]:
+        """Return the classes that are seen."""
+        seen = {label for sample in samples for labels in (sample.gt_sem_seg, sample.pred_sem_seg)
+                for label in labels.data.unique().tolist()}
+        return [(name, tuple(part / 255 for part in colour)) for label, (name, colour) in
+                enumerate(zip(metainfo['classes'], metainfo['palette'])) if label in seen]
+
+
+class _Logits(nn.Module):
+    """From normalised images (N, C, H, W) to logits (N, classes, H, W)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.model(images, mode='tensor')
+        return nn.functional.interpolate(
+            logits, size=images.shape[2:], mode='bilinear', align_corners=self.model.align_corners)

@@ -1,0 +1,172 @@
+"""What Overhaul asks of a kind of pipeline, and the answers for any model of mmengine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from overhaul.registry import TASKS, nearest
+from overhaul.tasks.results import Quote
+
+
+class Graph(NamedTuple):
+    """What is written as ONNX.
+
+    Attributes:
+        module: From normalised images (N, C, H, W) to one tensor per output.
+        outputs: By name, the shape of each output in words, as ``'(N, classes)'``.
+        any_size: Whether H and W are free too, and not N alone.
+    """
+
+    module: nn.Module
+    outputs: dict[str, str]
+    any_size: bool
+
+
+@TASKS.register_module(name='any')
+class Task:
+    """The task of any model of mmengine. What nothing but a kind of its own can know is left out.
+
+    A kind is a subclass that is registered in ``overhaul.registry.TASKS`` by its name. It overrides what it knows.
+
+    Args:
+        model: The model: a student, a teacher or one that is trained as usual.
+
+    Attributes:
+        quotes: How metrics are quoted, by their names, the one to quote first.
+        package: The module of the package whose models these are, for messages; None where it can be any.
+    """
+
+    quotes: ClassVar[Mapping[str, Quote]] = {}
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @classmethod
+    def takes(cls, model: nn.Module) -> bool:
+        """Whether ``model`` is of this kind."""
+        return True
+
+    @property
+    def trunk(self) -> str:
+        """Path of the part of the model whose stages are tapped by ``taps='auto'``; empty for all of it."""
+        parts = dict(self.model.named_children())
+        return next((name for name in ('backbone', 'model') if name in parts), '')
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image: those of the data preprocessor's mean, else those that the first convolution takes.
+
+        Raises:
+            ValueError: If neither is there to tell.
+        """
+        mean = getattr(getattr(self.model, 'data_preprocessor', None), 'mean', None)
+        if mean is not None and mean.numel() > 1:
+            return mean.numel()
+        for module in self.model.modules():
+            if isinstance(module, _ConvNd):
+                return module.in_channels
+        raise ValueError(
+            f'How many channels an image for the {type(self.model).__name__} has is not known: it has no convolution, '
+            'and its data_preprocessor no mean for each channel. Give that one a mean and a std.')
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes that the model tells apart, None where there are none or several numbers of them."""
+        return None
+
+    def batch(self, images: Tensor) -> dict[str, object]:
+        """Return what the model is called with in ``tensor`` mode for normalised ``images`` (N, C, H, W)."""
+        return dict(inputs=images)
+
+    def random_sample(self, size: tuple[int, int], generator: torch.Generator) -> BaseDataElement | None:
+        """Return the data sample of an image of ``size`` (H, W) with random annotations; None where that is not known.
+
+        It is what the pipelines of the model's package pack beside an image.
+        """
+        return None
+
+    def cannot_judge(self, dataset: object) -> str | None:
+        """Return why the model cannot be validated on ``dataset``, None if it can."""
+        classes = classes_of(dataset)
+        if self.num_classes and classes and self.num_classes != classes:
+            return f'it tells {self.num_classes} classes apart, and the data have {classes}'
+        return None
+
+    def chance(self, classes: int, images: int) -> dict[str, float]:
+        """Return, by metric, what a model that knows nothing reaches on so many images of so many classes."""
+        return {}
+
+    def graph(self) -> Graph | None:
+        """Return what is written as ONNX; None where that is not known."""
+        return None
+
+    def loading(self, config: str, weights: str) -> str:
+        """Return the Python that loads an exported model."""
+        return (f"mmengine.registry.MODELS.build(mmengine.Config.fromfile('{config}').model).load_state_dict("
+                f"torch.load('{weights}')['state_dict'])")
+
+    def draw(
+            self, image: np.ndarray, sample: BaseDataElement, metainfo: Mapping, truth: bool,
+    ) -> tuple[np.ndarray, str] | None:
+        """Return a picture of the prediction of ``sample``, or its ``truth``, and a caption; None if not known how.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            sample: With truth and prediction.
+            metainfo: That of the dataset.
+            truth: Whether the truth is drawn and not the prediction.
+        """
+        return None
+
+    def legend(
+            self, samples: Sequence[BaseDataElement], metainfo: Mapping,
+    ) -> list[tuple[str, tuple[float, float, float]]]:
+        """Return the name and the colour (each part from 0 to 1) of what is seen in pictures of ``samples``."""
+        return []
+
+
+def task_of(model: nn.Module, name: str | None = None) -> Task:
+    """Return the task of ``model``, or of its student: the registered one called ``name``, else the one that takes it.
+
+    Of several that do, the one that was registered last has it, so that a package can replace what is here.
+
+    Raises:
+        ValueError: If no task is called ``name``; names the nearest.
+    """
+    model = getattr(model, 'student', model)
+    name = name or getattr(model, 'task_name', None)
+    TASKS.import_from_location()
+    if name is not None:
+        if name not in TASKS.module_dict:
+            raise ValueError(
+                f'model.task="{name}" is no task that is registered. Nearest: {nearest(name, TASKS.module_dict)}. One '
+                'of another package is registered once the package is in the custom_imports of the config.')
+        return TASKS.get(name)(model)
+    return next(task for task in reversed(TASKS.module_dict.values()) if task.takes(model))(model)
+
+
+def tell_what_is_left_out(task: Task) -> None:
+    """Say in the log what cannot be done with a model of no known kind, and how it can."""
+    if type(task) is Task:
+        print_log(
+            f'The {type(task.model).__name__} is of no task that is known here. It is distilled all the same. Left out '
+            'are the labels of a dry run, the ONNX graph of an export and pictures of predictions. A class in '
+            'overhaul.registry.TASKS brings them: docs/tasks.md.', 'current')
+
+
+def classes_of(dataset: object) -> int:
+    """Return the number of classes of ``dataset``, 0 where it has none."""
+    return len((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+
+
+def is_a(model: nn.Module, *classes: str) -> bool:
+    """Whether ``model`` is of one of the ``classes``, written as ``'package.module.Class'``; imports none of them."""
+    return any(f'{cls.__module__}.{cls.__qualname__}' in classes for cls in type(model).__mro__)
