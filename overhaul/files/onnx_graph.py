@@ -40,8 +40,8 @@ class OnnxGraph:
                 'weights and the config do without. A task of your own can tell: docs/tasks.md.')
         if not graph.any_size and size is None:
             raise ValueError(
-                'The graph of this model is for one size of images, and the config does not say which. Add --size '
-                'HEIGHT WIDTH.')
+                f'The graph of the {type(task.model).__name__} is for one size of images, and the config does not say '
+                'which. Add --size HEIGHT WIDTH.')
         self.graph, self.channels, self.model = graph, task.channels, type(task.model).__name__
         self.sizes = _ANY_SIZES if graph.any_size else (tuple(size), tuple(size))
 

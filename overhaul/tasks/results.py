@@ -25,10 +25,12 @@ class Quote(NamedTuple):
     Attributes:
         unit: What is written after the number, as ``'% error'``.
         complement: Whether 100 minus the metric is quoted, as the error of an accuracy.
+        less_is_better: Of the metric itself. Default: what its name tells.
     """
 
     unit: str
     complement: bool = False
+    less_is_better: bool | None = None
 
 
 class Result(NamedTuple):
@@ -102,5 +104,5 @@ def _quotes() -> dict[str, Quote]:
 
 def _result(name: str, number: float, quote: Quote, part: str) -> Result:
     unit = f'{quote.unit} of {part}' if part else quote.unit
-    less = less_is_better(name)
+    less = less_is_better(name) if quote.less_is_better is None else quote.less_is_better
     return Result(name, 100 - number, unit, not less) if quote.complement else Result(name, number, unit, less)

@@ -255,7 +255,7 @@ def test_what_replaces_a_type_is_what_it_extends():
     ('student.pth', 'graph.onnx --size 0 16', 'error: --size is 0 16. Give a height and a width of 1 or more'),
     ('student.bin', None, 'error: "student.bin" does not end in .pth'),
     ('student.pth', 'graph.pb', 'error: "graph.pb" does not end in .onnx'),
-    ('student.pth', 'graph.onnx', 'error: The graph of a classifier is for one size .* Add --size HEIGHT WIDTH'),
+    ('student.pth', 'graph.onnx', 'error: The graph of the ImageClassifier is for one size .* Add --size HEIGHT WIDTH'),
 ])
 def test_a_mistake_is_one_paragraph_and_writes_nothing(out, onnx, message, tmp_path, monkeypatch):
     if onnx and onnx.startswith('graph.onnx'):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.model import ImgDataPreprocessor
 from small_models import batch, build_distiller, build_model, resnet, segmentor
 from torch import nn
 
@@ -260,6 +261,7 @@ def test_what_cannot_be_found_is_refused(backbone, message):
         backbone = Module(lambda self, x: self.block(x), block=backbone)
     model = Model(backbone)
     model.anchor = nn.Linear(1, 1)  # a model has parameters
+    model.data_preprocessor = ImgDataPreprocessor(mean=[0] * 3, std=[1] * 3)
     with pytest.raises(ValueError, match=message):
         find_stages(model, (64, 64))
 
