@@ -1,0 +1,46 @@
+"""Which metrics are quoted, and which of two validations is the better one."""
+
+import pytest
+
+from overhaul.tasks.results import Result, deciding, headline, less_is_better, quoted
+
+
+@pytest.mark.parametrize(('metrics', 'line'), [
+    ({'accuracy/top1': 79.11, 'accuracy/top5': 95.0}, '20.89 % error'),
+    ({'aAcc': 93.0, 'mIoU': 73.98, 'mAcc': 80.0}, '73.98 % mIoU'),
+    ({'multi-label/precision': 60.0, 'multi-label/mAP': 55.5}, '55.50 % mAP'),
+    ({'colour_accuracy/top1': 75.0, 'shape_accuracy/top1': 50.0}, '25.00 % error of colour, 50.00 % error of shape'),
+    ({'classwise': [1.0, 2.0], 'mae': 1.5, 'more': 2.0}, '1.50 mae'),
+    ({}, 'no result: the evaluator gave no number'),
+])
+def test_the_headline_is_what_the_task_quotes(metrics, line):
+    assert headline(metrics) == line
+
+
+@pytest.mark.parametrize(('metric', 'less'), [
+    *((name, True) for name in ('mae', 'rmse', 'val_loss', 'accuracy_error', 'abs_rel', 'EPE', 'bbox/MAPE')),
+    *((name, False) for name in ('accuracy/top1', 'mIoU', 'coco/bbox_mAP_50', 'Recall@1', 'd1', 'PCK')),
+    *((name, None) for name in ('stillness', 'acceleration', 'stop_distance'))])
+def test_the_name_of_a_metric_tells_what_is_better_or_nothing_does(metric, less):
+    assert less_is_better(metric) is less
+
+
+def test_a_quoted_error_is_better_when_it_is_less():
+    (first, ), (second, ) = quoted({'accuracy/top1': 90.0}), quoted({'accuracy/top1': 80.0})
+    assert first.better_than(second) and not second.better_than(first)
+    assert (first.value, first.less_is_better) == (10.0, True)
+
+
+@pytest.mark.parametrize(('metrics', 'rules', 'decides'), [
+    ({'rmse': 0.4}, {}, Result('rmse', 0.4, 'rmse', True)),
+    ({'stillness': 0.4}, {}, None),
+    ({'stillness': 0.4}, {'stillness': 'less'}, Result('stillness', 0.4, 'stillness', True)),
+    ({'mIoU': 50.0, 'aAcc': 90.0}, {'aAcc': 'greater'}, Result('aAcc', 90.0, 'aAcc', False)),
+    ({'accuracy/top1': 90.0}, {'accuracy/top1': 'greater'}, Result('accuracy/top1', 10.0, '% error', True)),
+    ({'a_accuracy/top1': 90.0, 'b_accuracy/top1': 80.0}, {}, None),
+    ({'a_accuracy/top1': 90.0, 'b_accuracy/top1': 80.0}, {'b_accuracy/top1': 'greater'},
+     Result('b_accuracy/top1', 20.0, '% error of b', True)),
+    ({}, {'mIoU': 'greater'}, None),
+])
+def test_what_decides_is_said_or_known_and_never_guessed(metrics, rules, decides):
+    assert deciding(metrics, rules) == decides

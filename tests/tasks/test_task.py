@@ -1,0 +1,138 @@
+"""What is asked of a task: of the models of mmpretrain and mmseg, of any other, and of a task of one's own."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.model import BaseModel, ImgDataPreprocessor
+from small_models import CLASSES, build_distiller, build_model, resnet, segmentor, wide_resnet
+from torch import nn
+
+from overhaul.files.onnx_graph import OnnxGraph
+from overhaul.registry import MODELS, TASKS
+from overhaul.tasks import Classification, Segmentation, Task, task_of
+from overhaul.tasks.results import deciding
+
+PAGE = (Path(__file__).parents[2] / 'docs/tasks.md').read_text()
+SIZE = (32, 32)
+
+
+def with_head(**head):
+    return dict(wide_resnet(), head={'in_channels': 64, **head})
+
+
+def cascade():
+    """OCRNet in small: the second decode head works on what the first gives."""
+    first = segmentor()
+    ocr = dict(type='OCRHead', in_channels=32, in_index=3, channels=8, ocr_channels=4, num_classes=CLASSES,
+               norm_cfg=dict(type='BN'))
+    return dict(first, type='CascadeEncoderDecoder', num_stages=2, decode_head=[first['decode_head'], ocr])
+
+
+TWO_TASKS = dict(
+    colour=dict(type='LinearClsHead', num_classes=2), shape=dict(type='MultiLabelLinearClsHead', num_classes=3))
+KINDS = {
+    'a label': (wide_resnet(), Classification, CLASSES),
+    'several labels': (with_head(type='MultiLabelLinearClsHead', num_classes=3), Classification, 3),
+    'several tasks': (with_head(type='MultiTaskHead', task_heads=TWO_TASKS), Classification, None),
+    'timm': (dict(_scope_='mmpretrain', type='TimmClassifier', model_name='resnet10t', num_classes=7),
+             Classification, 7),
+    'masks': (segmentor(), Segmentation, CLASSES),
+    'masks by several heads': (cascade(), Segmentation, CLASSES),
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_model_learns_from_the_annotations_that_its_task_makes_and_its_graph_is_the_model(kind, tmp_path):
+    pytest.importorskip('timm')
+    cfg, task_class, num_classes = KINDS[kind]
+    model = build_model(dict(cfg))
+    task = task_of(model)
+    assert (type(task), task.num_classes, task.channels) == (task_class, num_classes, 3)
+    generator = torch.Generator().manual_seed(0)
+    samples = [task.random_sample(SIZE, generator) for _ in range(4)]
+    total, _ = model.parse_losses(model(torch.rand(4, 3, *SIZE, generator=generator), samples, mode='loss'))
+    assert total.isfinite() and total > 0
+    path = tmp_path / 'graph.onnx'
+    told = OnnxGraph(task_of(model.eval()), SIZE).write(path)
+    assert path.is_file() and ' of the model. Normalise' in told
+    assert kind != 'several tasks' or 'colour (N, classes), shape (N, classes)' in told
+
+
+def test_channels_are_those_of_the_preprocessor_or_the_first_convolution():
+    model = build_model(wide_resnet())
+    assert task_of(model).channels == 3
+    model.data_preprocessor = ImgDataPreprocessor(mean=[0.5], std=[1.0])  # one for all
+    assert task_of(model).channels == 3
+    assert task_of(build_model(resnet(in_channels=1))).channels == 1
+    bands = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match='How many channels .* mean and a std'):
+        _ = task_of(bands).channels
+    bands.data_preprocessor = nn.Module()
+    bands.data_preprocessor.mean = torch.zeros(12, 1, 1)
+    assert task_of(bands).channels == 12
+
+
+class Strange(BaseModel):
+    """A model of no package: it tells the mean of an image."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.conv, self.bn, self.last = nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.Conv2d(width, 1, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        outputs = self.last(self.bn(self.conv(inputs)).relu())
+        return dict(loss_mean=outputs.mean().square()) if mode == 'loss' else outputs
+
+
+@pytest.fixture
+def strange_pair():
+    MODELS.register_module(name='Strange', module=Strange, force=True)
+    yield dict(teacher=dict(type='Strange', width=8), student=dict(type='Strange'),
+               taps=[dict(teacher='bn', student='bn')])
+    del MODELS.module_dict['Strange']
+
+
+def test_a_model_of_no_task_is_distilled_and_the_log_says_what_is_left_out(strange_pair, monkeypatch):
+    said = []
+    monkeypatch.setattr('overhaul.tasks.task.print_log', lambda line, *_: said.append(line))
+    model = build_distiller(**strange_pair)
+    assert type(task_of(model)) is Task
+    (line, ) = said
+    assert re.match('The Strange is of no task .* Left out are the labels of a dry run, the ONNX graph .*TASKS', line)
+    losses = model(torch.rand(2, 3, *SIZE), [None, None], mode='loss')
+    assert set(losses) == {'loss_mean', 'distill.loss_bn'}
+    with pytest.raises(ValueError, match='What an ONNX graph of the Strange would give is not known'):
+        OnnxGraph(task_of(model), SIZE)
+
+
+def test_a_task_is_named_and_a_wrong_name_tells_the_nearest(strange_pair):
+    assert type(task_of(build_distiller(**strange_pair, task='segmentation'))) is Segmentation
+    with pytest.raises(ValueError, match='model.task="segmentatoin" is no task .* Nearest: segmentation'):
+        build_distiller(**strange_pair, task='segmentatoin')
+
+
+@pytest.fixture
+def task_of_the_page():
+    known = dict(TASKS.module_dict)
+    exec(re.search(r'## A task of your own.*?```python\n(.*?)```', PAGE, re.DOTALL)[1], {})
+    yield
+    TASKS.module_dict.clear()
+    TASKS.module_dict.update(known)
+
+
+def test_the_task_of_the_page_makes_the_depth_estimators_of_mmseg_known(task_of_the_page):
+    cfg = dict(segmentor(), type='DepthEstimator', test_cfg=dict(mode='whole'))
+    cfg['decode_head'] = dict(cfg['decode_head'], num_classes=1, out_channels=1, threshold=0.3)
+    task = task_of(build_model(cfg))
+    assert type(task).__name__ == 'Depth'
+    assert task.random_sample(SIZE, torch.Generator()).gt_depth_map.data.shape == (1, *SIZE)
+    assert deciding(dict(d1=0.9, rmse=0.5, abs_rel=0.1), {})[1:] == (0.1, 'mean relative error', True)
+    assert task.graph().outputs == {'depth': '(N, 1, H, W)'}
+    assert type(task_of(build_model(segmentor()))) is Segmentation
+
+
+def test_without_it_they_are_of_no_task_that_is_known():
+    cfg = dict(segmentor(), type='DepthEstimator', test_cfg=dict(mode='whole'))
+    assert type(task_of(build_model(cfg))) is Task
