@@ -39,7 +39,7 @@ import torch
 
 from overhaul.commands import train as training
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.settings import read_config, student_only
+from overhaul.files.settings import config_name, read_config, student_only
 from overhaul.reports.logs import read_log
 from overhaul.reports.progress import progress
 from overhaul.reports.statistics import interval, paired_test
@@ -189,7 +189,7 @@ def run_all(arguments: argparse.Namespace) -> tuple[str, dict[str, list[str]], d
     cfg = read_config(arguments.config)
     student_only(cfg)  # refuses what is no distillation
     key, variants = variants_of(arguments)
-    folder = arguments.work_dir or Path('work_dirs/compare', Path(arguments.config).stem)
+    folder = arguments.work_dir or Path('work_dirs/compare', config_name(arguments.config))
     seeds_data = 'seed' in cfg.train_dataloader.dataset
     config = cfg.to_dict()
     commands, metrics = {}, {}

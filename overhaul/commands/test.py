@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
@@ -13,7 +12,7 @@ from overhaul import compat
 from overhaul.datasets import voc_submission
 from overhaul.engine.hooks.runner import bare_model
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.settings import Overrides, read_config, student_only, teacher_only
+from overhaul.files.settings import Overrides, config_name, read_config, student_only, teacher_only
 from overhaul.files.weights import load_weights
 from overhaul.tasks.results import headline
 
@@ -61,7 +60,7 @@ def test(arguments: argparse.Namespace) -> None:
     with one_paragraph_errors():
         cfg = read_config(arguments.config, arguments.cfg_options)
         cfg.launcher = arguments.launcher
-        cfg.work_dir = arguments.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(arguments.config).stem}'
+        cfg.work_dir = arguments.work_dir or cfg.get('work_dir') or f'work_dirs/{config_name(arguments.config)}'
         checkpoint, part = arguments.checkpoint, 'Model'
         if arguments.teacher:
             checkpoint = checkpoint or cfg.model.get('teacher_checkpoint')

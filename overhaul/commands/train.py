@@ -6,7 +6,6 @@ import argparse
 import os
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import is_cuda_available
@@ -17,7 +16,7 @@ from overhaul.engine import dry_run, exact_resume, malloc, modes, same_start, st
 from overhaul.engine.hooks.runner import bare_model
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.checkpoints import latest_checkpoint
-from overhaul.files.settings import Overrides, read_config, student_only
+from overhaul.files.settings import Overrides, config_name, read_config, student_only
 from overhaul.files.weights import check_resumable
 
 
@@ -51,7 +50,7 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
     """Return the config with the command line merged in."""
     cfg = read_config(arguments.config, arguments.cfg_options)
     cfg.launcher = arguments.launcher
-    name = Path(arguments.config).stem
+    name = config_name(arguments.config)
     if arguments.dry_run:
         dry_run.prepare(cfg)
     if arguments.student_only:

@@ -60,11 +60,20 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
         ValueError: If the file does not run, if it has no model, if an override is of nothing that there is, or if a
             seed or an interval of validation is none.
     """
-    path = str(path)
+    cfg = _read(_located(str(path)))
+    if 'model' not in cfg:
+        raise ValueError(f'The config "{path}" has no model. Name one that trains a model, or give it one.')
+    _merge(cfg, overrides or {})
+    _check_numbers(cfg)
+    _switch_hooks_off(cfg)
+    return cfg
+
+
+def _located(path: str) -> str:
+    """Return where the config of that name is; refuse what is none."""
     if path.startswith(own_configs.PREFIX):
         path = own_configs.own_config(path)
-    packaged = '::' in path
-    if packaged:
+    if '::' in path:
         _check_packaged(path)
     elif Path(path).suffix in ('.pth', '.pt', '.tar'):
         raise ValueError(f'"{path}" is a checkpoint, and the config comes first.')
@@ -73,14 +82,20 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
         raise ValueError(f'"{path}" is a folder. Name a config' + (f' in it, such as {files}.' if files else '.'))
     elif not Path(path).is_file():
         raise FileNotFoundError(f'There is no config file "{path}". {_nearest_beside(path)}.')
+    return path
+
+
+def _read(path: str) -> Config:
     try:
-        cfg = get_config(path) if packaged else Config.fromfile(path)
+        cfg = get_config(path) if '::' in path else Config.fromfile(path)
         _name_types(cfg)
+        return cfg
     except Exception as error:  # a config is a program, and can raise anything
         raise ValueError(f'The config "{path}" cannot be read: {_fault(error)}. Correct it there.') from error
-    if 'model' not in cfg:
-        raise ValueError(f'The config "{path}" has no model. Name one that trains a model, or give it one.')
-    overrides = overrides or {}
+
+
+def _merge(cfg: Config, overrides: dict) -> None:
+    """Merge what a command line overrides into ``cfg``; refuse parts that neither config nor runner has."""
     for key in overrides:
         part = key.partition('.')[0]
         if part not in cfg and part not in _ABSENT_PARTS:
@@ -92,15 +107,26 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
         cfg.merge_from_dict(overrides)
     except (KeyError, TypeError) as error:
         raise ValueError(f'--cfg-options does not fit the config: {error.args[0]}.') from error
+
+
+def _check_numbers(cfg: Config) -> None:
     for (part, name), (least, most) in _WHOLE_NUMBERS.items():
         value = (cfg.get(part) or {}).get(name)
         if value is not None and (not isinstance(value, Integral) or value < least or most and value > most):
             limits = f'from {least} to {most}' if most else f'of {least} or more'
             raise ValueError(f'{part}.{name} is {value!r}. Give a whole number {limits}.')
+
+
+def _switch_hooks_off(cfg: Config) -> None:
+    """Take the default hooks out that are None, but for those of mmengine, which it leaves out by itself."""
     hooks = cfg.get('default_hooks') or {}
     for name in [name for name, hook in hooks.items() if hook is None and name not in _HOOKS_OF_MMENGINE]:
         del hooks[name]
-    return cfg
+
+
+def config_name(path: str) -> str:
+    """Return the name of a config, without folder, package and ending, after which its work directory is called."""
+    return Path(path.rpartition('::')[2]).stem
 
 
 def _name_types(cfg: Config) -> None:
