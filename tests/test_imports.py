@@ -71,7 +71,7 @@ def test_imports_go_down_the_floors_only():
 def test_the_parts_of_the_method_know_neither_each_other_nor_what_uses_them():
     for part in ('losses', 'margins', 'connectors', 'taps'):
         assert imports(f'overhaul.method.{part}') <= {
-            'overhaul.registry', 'overhaul.method.memory_format', 'overhaul.method.tokens'}, part
+            'overhaul.registry', 'overhaul.tasks', 'overhaul.method.memory_format', 'overhaul.method.tokens'}, part
 
 
 def test_the_docstring_of_the_method_names_all_its_files_in_the_order_of_reading():
@@ -99,7 +99,7 @@ def test_public_names_are_what_the_source_says():
 
 
 def test_a_config_may_name_every_registered_class_by_importing_it_from_the_package():
-    missing = {name for _, name, _ in registered()} - overhaul._PUBLIC.keys()
+    missing = {name for registry_name, name, _ in registered() if registry_name != 'TASKS'} - overhaul._PUBLIC.keys()
     assert not missing
 
 
@@ -122,7 +122,7 @@ def test_a_config_alone_finds_every_component_without_custom_imports():
 import sys
 from mmengine import registry
 from mmengine.config import Config
-for name, component, _ in {registered()!r}:
+for name, component, _ in {[each for each in registered() if each[0] != 'TASKS']!r}:
     found = getattr(registry, name).get('overhaul.' + component)
     assert found is not None and found.__name__ == component, (name, component)
 cfg = Config.fromfile('configs/digits_wrn16_2_wrn10_1.py')

@@ -110,10 +110,6 @@ class Tap:
             raise ValueError(f'{self._where} {self._tokens.refusal(feature)}')
         if self.plain is None:
             self.plain = feature_map is feature
-        if self.channels not in (None, feature_map.shape[1]):
-            raise ValueError(
-                f'{self._where} gives {feature_map.shape[1]} channels, and gave {self.channels} when the model was '
-                f'built: something has replaced a module of the {self.owner}. Let it have as many.')
         self.calls += 1
         if self._received:
             raise ValueError(
@@ -124,6 +120,7 @@ class Tap:
         compiling = torch.compiler.is_compiling()
         in_time = self._receive is not None and self.calls == self._calls_of_dry_run
         if in_time and not self._cut_off and not compiling:
+            self._check_channels(feature_map)
             self._received, self._feature = True, None
             self._receive(feature_map)
             return
@@ -177,7 +174,15 @@ class Tap:
                 'feature is lost. Tap the input of the module that changes it ("path.of.module:input"), or make that '
                 'module work out of place (inplace=False).')
         feature, self._feature = self._feature, None
+        self._check_channels(feature)
         return feature
+
+    def _check_channels(self, feature: Tensor) -> None:
+        # Of the call that counts: others of a shared module may give other numbers.
+        if feature.shape[1] != self.channels:
+            raise ValueError(
+                f'{self._where} gives {feature.shape[1]} channels, and gave {self.channels} when the model was built: '
+                f'something has replaced a module of the {self.owner}. Let it have as many.')
 
     def learn(self, before: Sequence[tuple[str, nn.Module, torch.Size]]) -> None:
         """Note what the dry run shows: channels, size, the batch norm behind it, and whether to copy the feature."""
