@@ -6,7 +6,6 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from types import UnionType
 
 import torch
 from mmengine.logging import print_log
@@ -20,6 +19,7 @@ from overhaul.files.checkpoints import examples
 from overhaul.files.settings import model_of
 from overhaul.files.weights import checksum, load_teacher, starting_weights
 from overhaul.method import recipe
+from overhaul.method.arguments import check_batch_norm, check_kind, check_size, check_taps
 from overhaul.method.at_once import at_once, possible
 from overhaul.method.memory_format import quickest
 from overhaul.method.normalization import Renormalize
@@ -27,8 +27,6 @@ from overhaul.method.stages import auto_taps
 from overhaul.method.taps import Tap, Taps
 from overhaul.registry import MODELS, build, nearest
 from overhaul.tasks import task_of, tell_what_is_left_out
-
-_TAP_KEYS = ('teacher', 'student', 'loss_weight', 'margin_norm')
 
 
 @MODELS.register_module()
@@ -123,59 +121,84 @@ class OverhaulDistiller(BaseModel):
         data_preprocessor: dict | None = None,
         task: str | None = None,
     ) -> None:
-        _check_kind(dict | str, 'a dict, or the path of a config file', teacher=teacher, student=student)
-        _check_kind(
+        check_kind(dict | str, 'a dict, or the path of a config file', teacher=teacher, student=student)
+        check_kind(
             dict | None, 'a dict, as in dict(type="...")',
             connector=connector, margin=margin, distill_loss=distill_loss)
-        _check_kind(bool, 'True or False', teacher_dropout=teacher_dropout, match_sizes=match_sizes, at_once=at_once)
-        _check_arguments(taps, teacher_batch_norm, input_size)
+        check_kind(bool, 'True or False', teacher_dropout=teacher_dropout, match_sizes=match_sizes, at_once=at_once)
+        check_size(input_size)
+        check_batch_norm(teacher_batch_norm)
+        check_taps(taps)
         student = _with_preprocessor(model_of(student), data_preprocessor)
         student_model = build(student, 'student')
-        student_model.task_name = task
         super().__init__(data_preprocessor=student_model.data_preprocessor)
-        self.student = student_model
-        tell_what_is_left_out(task_of(self.student))
-        save_names_that_load(self.student)
-        self._given: set[str] = set()
-        if student_checkpoint is not None:
-            given = starting_weights(self.student, student_checkpoint, 'student_checkpoint')
-            self.student.load_state_dict({**self.student.state_dict(), **given}, strict=False)
-            self._given.update(given)
+        self.match_sizes, self.at_once = match_sizes, at_once
         self.teacher_batch_norm, self.teacher_dropout = teacher_batch_norm, teacher_dropout
-        self._owns_teacher = True
-        self._teacher_takes_views = False
-        # Past nn.Module's __setattr__, which would make it a submodule.
-        self.__dict__['teacher'], missing = _build_teacher(
+        self._owns_teacher, self._teacher_takes_views, self._calibrated = True, False, False
+
+        self._take_student(student_model, student_checkpoint, task)
+        missing = self._take_teacher(
             _with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint)
         self.renormalize = _renormalize(self.student, self.teacher)
 
         if taps == 'auto':
             taps = auto_taps(self.teacher, self.student, input_size, match_sizes)
-        self.teacher_taps = Taps(self.teacher, [tap['teacher'] for tap in taps], 'teacher')
-        self.student_taps = Taps(self.student, [tap['student'] for tap in taps], 'student')
-        self.teacher_taps.dry_run(self.teacher, input_size, stop_after_last=True)
+        self._place_taps(taps, input_size)
         self._check_teacher(missing, input_size)
-        self.teacher_is_whole = not missing
-        self.student_taps.dry_run(self.student, input_size, stop_after_last=False)
-        self.match_sizes, self.at_once = match_sizes, at_once
-        if not match_sizes:
-            self._check_sizes(input_size)
-
-        self.tap_weights = [tap.get('loss_weight', 1.0) for tap in taps]
-        self.loss_names = _loss_names([tap['student'] for tap in taps])
-        self.connectors = nn.ModuleList(
-            build({'type': 'ConvBNConnector', **(connector or {})}, 'connector', scope='overhaul',
-                  student_channels=student_tap.channels, teacher_channels=teacher_tap.channels)
-            for teacher_tap, student_tap in zip(self.teacher_taps, self.student_taps))
-        self.margins = nn.ModuleList(
-            build({'type': 'MarginReLU', **(margin or {})}, 'margin', scope='overhaul', channels=teacher_tap.channels,
-                  norm=self._margin_norm(teacher_tap, tap.get('margin_norm')))
-            for teacher_tap, tap in zip(self.teacher_taps, taps))
-        self._calibrated = False
+        self.connectors = self._build_connectors(connector or {})
+        self.margins = self._build_margins(margin or {}, [tap.get('margin_norm') for tap in taps])
         strength = {} if alpha is None else {'loss_weight': alpha}
         self.distill_loss = build(
             {'type': 'PartialL2Loss', **(distill_loss or {}), **strength}, 'distill_loss', scope='overhaul')
         self.train()
+
+    def _take_student(self, student: nn.Module, checkpoint: str | dict | None, task: str | None) -> None:
+        student.task_name = task
+        self.student = student
+        tell_what_is_left_out(task_of(student))
+        save_names_that_load(student)
+        given = {} if checkpoint is None else starting_weights(student, checkpoint, 'student_checkpoint')
+        if given:
+            student.load_state_dict({**student.state_dict(), **given}, strict=False)
+        self._given = set(given)
+
+    def _take_teacher(self, cfg: dict, checkpoint: str | dict | None) -> list[str]:
+        """Build the teacher and return the names of what its checkpoint lacks."""
+        teacher = revert_sync_batchnorm(build(cfg, 'teacher'))
+        missing: list[str] = []
+        if checkpoint is None:
+            warnings.warn(
+                'The teacher has no teacher_checkpoint: it is as its config initialises it, so there may be nothing to '
+                'learn from it.', stacklevel=3)
+            teacher.init_weights()
+        else:
+            missing = load_teacher(teacher, checkpoint)
+        # Past nn.Module's __setattr__, which would make it a submodule.
+        self.__dict__['teacher'] = teacher.requires_grad_(False)
+        self.teacher_is_whole = not missing
+        return missing
+
+    def _place_taps(self, taps: Sequence[dict], input_size: tuple[int, int]) -> None:
+        self.teacher_taps = Taps(self.teacher, [tap['teacher'] for tap in taps], 'teacher')
+        self.student_taps = Taps(self.student, [tap['student'] for tap in taps], 'student')
+        self.tap_weights = [tap.get('loss_weight', 1.0) for tap in taps]
+        self.loss_names = _loss_names([tap['student'] for tap in taps])
+        self.teacher_taps.dry_run(self.teacher, input_size, stop_after_last=True)
+        self.student_taps.dry_run(self.student, input_size, stop_after_last=False)
+        if not self.match_sizes:
+            self._check_sizes(input_size)
+
+    def _build_connectors(self, connector: dict) -> nn.ModuleList:
+        return nn.ModuleList(
+            build({'type': 'ConvBNConnector', **connector}, 'connector', scope='overhaul',
+                  student_channels=student_tap.channels, teacher_channels=teacher_tap.channels)
+            for teacher_tap, student_tap in zip(self.teacher_taps, self.student_taps))
+
+    def _build_margins(self, margin: dict, norm_paths: Sequence[str | None]) -> nn.ModuleList:
+        return nn.ModuleList(
+            build({'type': 'MarginReLU', **margin}, 'margin', scope='overhaul', channels=tap.channels,
+                  norm=self._margin_norm(tap, path))
+            for tap, path in zip(self.teacher_taps, norm_paths))
 
     def _check_teacher(self, missing: Sequence[str], input_size: tuple[int, int]) -> None:
         """Refuse a teacher whose file lacks what its taps depend on: NaN in place of it comes through to them."""
@@ -184,7 +207,7 @@ class OverhaulDistiller(BaseModel):
         if not kept:
             return
         self.teacher.eval()
-        image = torch.zeros(1, 3, *input_size).to(next(self.teacher.parameters()))
+        image = torch.zeros(1, task_of(self.teacher).channels, *input_size).to(next(self.teacher.parameters()))
         with torch.no_grad():
             for name in kept:
                 state[name].fill_(math.nan)
@@ -347,20 +370,6 @@ class OverhaulDistiller(BaseModel):
 recipe.follow(OverhaulDistiller)
 
 
-def _build_teacher(cfg: dict, checkpoint: str | dict | None) -> tuple[nn.Module, list[str]]:
-    """Return the teacher, and the names of what its checkpoint lacks."""
-    missing: list[str] = []
-    teacher = revert_sync_batchnorm(build(cfg, 'teacher'))
-    if checkpoint is None:
-        warnings.warn(
-            'The teacher has no teacher_checkpoint: it is as its config initialises it, so there may be nothing to '
-            'learn from it.', stacklevel=2)
-        teacher.init_weights()
-    else:
-        missing = load_teacher(teacher, checkpoint)
-    return teacher.requires_grad_(False), missing
-
-
 def _renormalize(student: nn.Module, teacher: nn.Module) -> Renormalize | None:
     of_student, of_teacher = (task_of(model).channels for model in (student, teacher))
     if of_student != of_teacher:
@@ -385,41 +394,6 @@ def _resize(feature: Tensor, size: torch.Size) -> Tensor:
 
 def _with_preprocessor(cfg: dict, data_preprocessor: dict | None) -> dict:
     return cfg if data_preprocessor is None else {'data_preprocessor': dict(data_preprocessor), **cfg}
-
-
-def _check_kind(kind: type | UnionType, what: str, **arguments: object) -> None:
-    for name, value in arguments.items():
-        if not isinstance(value, kind):
-            raise ValueError(f'{name} is {what}, not {value!r}.')
-
-
-def _check_arguments(taps: Sequence[dict] | str, teacher_batch_norm: str, input_size: tuple[int, int]) -> None:
-    if not (isinstance(input_size, list | tuple) and len(input_size) == 2
-            and all(isinstance(length, int) and length > 0 for length in input_size)):
-        raise ValueError(f'input_size is the height and width of an image, as in (224, 224), not {input_size!r}.')
-    if teacher_batch_norm not in ('batch', 'running'):
-        raise ValueError(f'teacher_batch_norm is "batch" or "running", not {teacher_batch_norm!r}.')
-    if taps == 'auto':
-        return
-    if not taps or not isinstance(taps, list | tuple):
-        raise ValueError(
-            f'taps is {taps!r}: name at least one pair, dict(teacher="path", student="path"), or take "auto".')
-    for tap in taps:
-        if not isinstance(tap, dict):
-            raise ValueError(f'The tap {tap!r} is no dict. A tap has the keys {", ".join(_TAP_KEYS)}.')
-        unknown = [key for key in tap if key not in _TAP_KEYS]
-        missing = [key for key in ('teacher', 'student') if key not in tap]
-        if unknown or missing:
-            raise ValueError(
-                f'The tap {dict(tap)} ' + (f'lacks {missing}' if missing else f'has unknown keys {unknown}')
-                + f'. A tap has the keys {", ".join(_TAP_KEYS)}, of which the first two are required.')
-        for key, value in tap.items():
-            if key == 'loss_weight':
-                what, fits = 'a number of 0 or more', type(value) in (int, float) and 0 <= value < math.inf
-            else:
-                what, fits = 'the path of a module', isinstance(value, str) or (key, value) == ('margin_norm', None)
-            if not fits:
-                raise ValueError(f'The tap {dict(tap)} has {key}={value!r}, where {what} is expected.')
 
 
 def _loss_names(student_paths: Sequence[str]) -> list[str]:
