@@ -52,3 +52,49 @@ def test_it_begins_with_random_weights_whatever_was_to_be_loaded():
     assert model == dict(
         pretrained=None, data_preprocessor=None, backbone=dict(depth=18, pretrained=False),
         head=dict(init_cfg=[normal]))
+
+
+STRANGE = '''
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import nn
+
+
+@MODELS.register_module(force=True)
+class Brightness(BaseModel):
+    """Tells the mean of each image, and learns it from a label that nobody else makes."""
+
+    def __init__(self, width=4):
+        super().__init__(dict(type='ImgDataPreprocessor', mean=[0] * 3, std=[255] * 3))
+        self.conv, self.bn, self.last = nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.Conv2d(width, 1, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        means = self.last(self.bn(self.conv(inputs)).relu()).mean((1, 2, 3))
+        if mode != 'loss':
+            return means
+        return dict(loss_mean=sum((mean - sample.brightness)**2 for mean, sample in zip(means, data_samples)))
+'''
+STRANGE_CONFIG = '''
+custom_imports = dict(imports=['brightness'], allow_failed_imports=False)
+model = dict(
+    type='overhaul.OverhaulDistiller', teacher=dict(type='Brightness', width=8), student=dict(type='Brightness'),
+    taps=[dict(teacher='bn', student='bn')], alpha=1e-3, input_size=(16, 16))
+data = dict(batch_size=2, dataset=dict(type='Photographs'), sampler=dict(type='DefaultSampler', shuffle=False))
+train_dataloader, val_dataloader = data, data
+val_evaluator = dict(type='overhaul.VOCSubmission', folder='nowhere')
+train_cfg, val_cfg = dict(by_epoch=True, max_epochs=3), dict()
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
+default_hooks = dict(summary=dict(type='overhaul.SummaryHook', validate_teacher=False))
+'''
+
+
+@pytest.mark.parametrize('options', [[], ['--student-only']])
+def test_a_model_of_no_known_task_is_tried_without_its_loss(options, tmp_path, capsys, monkeypatch):
+    (tmp_path / 'brightness.py').write_text(STRANGE)
+    (tmp_path / 'config.py').write_text(STRANGE_CONFIG)
+    monkeypatch.syspath_prepend(tmp_path)
+    run_in_process(tmp_path, 'train.py', tmp_path / 'config.py', '--dry-run', *options)
+    printed = capsys.readouterr().out
+    assert "ok. 2 training steps without the task's loss and without validation, which need labels" in printed
+    assert ('distill.loss_bn: 0.0' in printed) == (options == [])
+    assert options or 'Left out are the labels of a dry run' in printed
