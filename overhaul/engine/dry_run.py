@@ -108,6 +108,10 @@ class RandomImages(Dataset):
         self.metainfo = dict(classes=tuple(map(str, range(self.task.num_classes or 0))))
         self.annotated = self.task.random_sample(self.size, torch.Generator()) is not None
 
+    def __deepcopy__(self, memo: dict) -> RandomImages:
+        # mmengine copies the config of a data loader with the dataset in it; the model would be copied as well.
+        return self
+
     def __len__(self) -> int:
         return self.length
 
