@@ -12,7 +12,7 @@ from mmengine.device import is_cuda_available
 from mmengine.runner import Runner
 
 from overhaul import compat
-from overhaul.engine import dry_run, exact_resume, malloc, modes, same_start, starting_weights
+from overhaul.engine import dry_run, exact_resume, followed, malloc, modes, same_start, starting_weights
 from overhaul.engine.hooks.runner import bare_model
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.checkpoints import latest_checkpoint
@@ -49,6 +49,7 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
 def prepare_config(arguments: argparse.Namespace) -> Config:
     """Return the config with the command line merged in."""
     cfg = read_config(arguments.config, arguments.cfg_options)
+    followed.give_rules(cfg)
     cfg.launcher = arguments.launcher
     name = config_name(arguments.config)
     if arguments.dry_run:
@@ -102,4 +103,5 @@ def train(arguments: argparse.Namespace) -> None:
             compat.never_change_rate(runner)
             exact_resume.prepare(runner)
             same_start.prepare(runner)
+            followed.prepare(runner)
             runner.train()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from numbers import Number
+from types import MappingProxyType
 from typing import NamedTuple
 
 from overhaul.registry import TASKS
@@ -16,7 +18,7 @@ _LESS = {
 _GREATER = {
     'acc', 'accuracy', 'top', 'top1', 'top5', 'aacc', 'macc', 'ap', 'map', 'ar', 'auc', 'auroc', 'recall', 'mrecall',
     'precision', 'mprecision', 'f1', 'fscore', 'mfscore', 'iou', 'miou', 'dice', 'mdice', 'psnr', 'ssim', 'pck', 'pckh',
-    'pq', 'kappa', 'r2', 'bleu', 'cider', 'd1', 'd2', 'd3'}
+    'pq', 'kappa', 'r2', 'bleu', 'cider', 'rouge', 'meteor', 'd1', 'd2', 'd3'}
 
 
 class Quote(NamedTuple):
@@ -52,22 +54,29 @@ class Result(NamedTuple):
         return f'{self.value:.2f} {self.unit}'
 
     def better_than(self, other: Result) -> bool:
-        """Whether this is the better one of two results of one metric of which it is known."""
+        """Whether this is the better one of two results of one metric of which it is known; NaN never is."""
+        if math.isnan(other.value):
+            return not math.isnan(self.value)
         return self.value < other.value if self.less_is_better else self.value > other.value
 
 
-def quoted(metrics: Mapping[str, object]) -> list[Result]:
+def quoted(metrics: Mapping[str, object], rules: Mapping[str, str] = MappingProxyType({})) -> list[Result]:
     """Return the results to quote of the ``metrics`` of a validation, the first one first.
 
     It is the metric that the task of the pipeline quotes, and where a model has several tasks one of each. Of metrics
     that no task knows it is the first number; of none, nothing.
+
+    Args:
+        metrics: Those of a validation.
+        rules: What the config says is better, ``'less'`` or ``'greater'`` by the name of a metric. It comes before what
+            that name tells.
     """
-    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Number)}
-    for known, quote in _quotes().items():
-        found = [name for name in numbers if name == known or name.endswith(f'_{known}')]
+    names = [name for name, value in metrics.items() if isinstance(value, Number)]
+    for known in _quotes():
+        found = [name for name in names if _is_of(name, known)]
         if found:
-            return [_result(name, numbers[name], quote, name.removesuffix(known).removesuffix('_')) for name in found]
-    return [Result(name, numbers[name], name, less_is_better(name)) for name in list(numbers)[:1]]
+            return [_result(name, metrics[name], rules) for name in found]
+    return [_result(name, metrics[name], rules) for name in names[:1]]
 
 
 def deciding(metrics: Mapping[str, object], rules: Mapping[str, str]) -> Result | None:
@@ -75,25 +84,31 @@ def deciding(metrics: Mapping[str, object], rules: Mapping[str, str]) -> Result 
 
     Args:
         metrics: Those of a validation.
-        rules: ``'less'`` or ``'greater'`` by the name of a metric, as the config's CheckpointHook has them. What it
-            names decides; else the one result that is quoted, if it is one and its name tells what is better.
+        rules: As :func:`quoted` takes them. The first metric that they name decides, and where the validation gives
+            none of these, nothing does. Without rules it is the one result that is quoted, if it is one.
     """
+    if rules:
+        given = [name for name in rules if isinstance(metrics.get(name), Number)]
+        return _result(given[0], metrics[given[0]], rules) if given else None
     candidates = quoted(metrics)
-    for name, rule in rules.items():
-        if name in metrics:
-            same = [result for result in candidates if result.metric == name and result.less_is_better is not None]
-            return same[0] if same else Result(name, float(metrics[name]), name, rule == 'less')
     return candidates[0] if len(candidates) == 1 and candidates[0].less_is_better is not None else None
 
 
-def headline(metrics: Mapping[str, object]) -> str:
-    """Return the results to quote in one line."""
-    return ', '.join(map(str, quoted(metrics))) or 'no result: the evaluator gave no number'
+def headline(metrics: Mapping[str, object], rules: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return the results to quote in one line, and before them the one that decides by the ``rules`` of the config."""
+    results, first = quoted(metrics, rules), deciding(metrics, rules)
+    if first and first not in results:
+        results.insert(0, first)
+    return ', '.join(map(str, results)) or 'no result: the evaluator gave no number'
 
 
 def less_is_better(metric: str) -> bool | None:
-    """Whether less is better of a metric of that name; None where the name does not tell."""
+    """Whether less is better of a metric of that name, as a task has it or its words tell; None where neither does."""
+    for known, quote in _quotes().items():
+        if quote.less_is_better is not None and _is_of(metric, known):
+            return quote.less_is_better
     words = set(re.split(r'[^a-z0-9]+', metric.lower()))
+    words |= {word.rstrip('0123456789') for word in words}  # of AP50, or Bleu4
     return True if words & _LESS else False if words & _GREATER else None
 
 
@@ -102,7 +117,17 @@ def _quotes() -> dict[str, Quote]:
     return {name: quote for task in TASKS.module_dict.values() for name, quote in task.quotes.items()}
 
 
-def _result(name: str, number: float, quote: Quote, part: str) -> Result:
+def _is_of(name: str, known: str) -> bool:
+    """Whether it is the ``known`` metric, or that of one of several tasks."""
+    return name == known or name.endswith(f'_{known}')
+
+
+def _result(name: str, value: object, rules: Mapping[str, str]) -> Result:
+    known, quote = next(
+        ((known, quote) for known, quote in _quotes().items() if _is_of(name, known)), (name, Quote(name)))
+    part, number = name.removesuffix(known).removesuffix('_'), float(value)
     unit = f'{quote.unit} of {part}' if part else quote.unit
-    less = less_is_better(name) if quote.less_is_better is None else quote.less_is_better
-    return Result(name, 100 - number, unit, not less) if quote.complement else Result(name, number, unit, less)
+    less = rules[name] == 'less' if name in rules else less_is_better(name)
+    if quote.complement:
+        return Result(name, 100 - number, unit, None if less is None else not less)
+    return Result(name, number, unit, less)

@@ -1,7 +1,11 @@
 """Which metrics are quoted, and which of two validations is the better one."""
 
+import math
+
 import pytest
 
+from overhaul.registry import TASKS
+from overhaul.tasks import Quote, Task
 from overhaul.tasks.results import Result, deciding, headline, less_is_better, quoted
 
 
@@ -10,6 +14,7 @@ from overhaul.tasks.results import Result, deciding, headline, less_is_better, q
     ({'aAcc': 93.0, 'mIoU': 73.98, 'mAcc': 80.0}, '73.98 % mIoU'),
     ({'multi-label/precision': 60.0, 'multi-label/mAP': 55.5}, '55.50 % mAP'),
     ({'colour_accuracy/top1': 75.0, 'shape_accuracy/top1': 50.0}, '25.00 % error of colour, 50.00 % error of shape'),
+    ({'aAcc': None, 'coco/bbox_mAP': 0.5}, '0.50 coco/bbox_mAP'),
     ({'classwise': [1.0, 2.0], 'mae': 1.5, 'more': 2.0}, '1.50 mae'),
     ({}, 'no result: the evaluator gave no number'),
 ])
@@ -18,11 +23,26 @@ def test_the_headline_is_what_the_task_quotes(metrics, line):
 
 
 @pytest.mark.parametrize(('metric', 'less'), [
-    *((name, True) for name in ('mae', 'rmse', 'val_loss', 'accuracy_error', 'abs_rel', 'EPE', 'bbox/MAPE')),
-    *((name, False) for name in ('accuracy/top1', 'mIoU', 'coco/bbox_mAP_50', 'Recall@1', 'd1', 'PCK')),
+    *((name, True) for name in ('MAPE', 'top1_error', 'mae', 'rmse', 'val_loss', 'accuracy_error', 'abs_rel', 'EPE', 'bbox/MAPE')),
+    *((name, False) for name in ('AP50', 'Bleu_4', 'AR@100', 'accuracy/top1', 'mIoU', 'coco/bbox_mAP_50', 'Recall@1', 'd1', 'PCK')),
     *((name, None) for name in ('stillness', 'acceleration', 'stop_distance'))])
 def test_the_name_of_a_metric_tells_what_is_better_or_nothing_does(metric, less):
     assert less_is_better(metric) is less
+
+
+def test_what_a_task_says_of_its_metric_comes_before_words(monkeypatch):
+    class Reversed(Task):
+        quotes = {'stillness': Quote('mm', less_is_better=True), 'iou': Quote('gap', less_is_better=True)}
+
+    monkeypatch.setitem(TASKS.module_dict, 'reversed', Reversed)
+    assert less_is_better('stillness') is True and less_is_better('left_iou') is True
+    assert less_is_better('mIoU') is False and less_is_better('restlessness') is None
+
+
+@pytest.mark.parametrize(('value', 'other', 'better'), [(1, math.nan, True), (math.nan, 1, False), (math.nan,) * 2 + (False,)])
+def test_what_is_no_number_is_never_the_better_one(value, other, better):
+    (first, ), (second, ) = quoted({'mIoU': value}), quoted({'mIoU': other})
+    assert first.better_than(second) is better
 
 
 def test_a_quoted_error_is_better_when_it_is_less():
@@ -35,7 +55,11 @@ def test_a_quoted_error_is_better_when_it_is_less():
     ({'rmse': 0.4}, {}, Result('rmse', 0.4, 'rmse', True)),
     ({'stillness': 0.4}, {}, None),
     ({'stillness': 0.4}, {'stillness': 'less'}, Result('stillness', 0.4, 'stillness', True)),
-    ({'mIoU': 50.0, 'aAcc': 90.0}, {'aAcc': 'greater'}, Result('aAcc', 90.0, 'aAcc', False)),
+    ({'mIoU': 50.0, 'aAcc': 90.0}, {'aAcc': 'greater'}, Result('aAcc', 90.0, '% of pixels', False)),
+    ({'mIoU': 50.0, 'aAcc': 90.0}, {'other': 'greater'}, None),
+    ({'mIoU': 50.0, 'aAcc': 90.0}, {'other': 'greater', 'aAcc': 'greater'}, Result('aAcc', 90.0, '% of pixels', False)),
+    ({'accuracy/top1': 90.0}, {'accuracy/top1': 'less'}, Result('accuracy/top1', 10.0, '% error', False)),
+    ({'rmse': 0.4}, {'rmse': 'greater'}, Result('rmse', 0.4, 'rmse', False)),
     ({'accuracy/top1': 90.0}, {'accuracy/top1': 'greater'}, Result('accuracy/top1', 10.0, '% error', True)),
     ({'a_accuracy/top1': 90.0, 'b_accuracy/top1': 80.0}, {}, None),
     ({'a_accuracy/top1': 90.0, 'b_accuracy/top1': 80.0}, {'b_accuracy/top1': 'greater'},

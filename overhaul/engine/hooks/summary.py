@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numbers import Number
 
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.runner import Runner
 from torch import nn
 
@@ -57,15 +57,13 @@ class SummaryHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Remember the student's result, in the checkpoint too."""
-        if not metrics:
-            return
         hub = runner.message_hub
-        # Some evaluators also give a list, of a number for each class.
-        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Number)}
+        # Some evaluators also give a list, of a number for each class; some give nothing where nothing was found.
+        numbers = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, Number)}
         last, rules = {'step': runner.iter, 'metrics': numbers}, _rules(runner)
         best = hub.get_info('best_result') if 'best_result' in hub.runtime_info else last
         new, old = deciding(numbers, rules), deciding(best['metrics'], rules)
-        hub.update_info('best_result', last if new and old and new.better_than(old) else best)
+        hub.update_info('best_result', last if new and (old is None or new.better_than(old)) else best)
         hub.update_info('last_result', last)
 
     def after_train(self, runner: Runner) -> None:
@@ -73,18 +71,21 @@ class SummaryHook(Hook):
         hub = runner.message_hub
         if 'best_result' not in hub.runtime_info:
             return
-        best, last = (
-            f'{headline(result["metrics"])} (iteration {result["step"]})'
-            for result in (hub.get_info('best_result'), hub.get_info('last_result')))
-        if deciding(hub.get_info('last_result')['metrics'], _rules(runner)) is None:
-            best = 'not known (default_hooks.checkpoint.save_best and rule tell which metric decides, and how)'
-        runner.logger.info(f'Student: best {best}, last {last}')
+        results, rules = [hub.get_info(name) for name in ('best_result', 'last_result')], _rules(runner)
+        told = [f'{headline(result["metrics"], rules)} (iteration {result["step"]})' for result in results]
+        if deciding(results[0]['metrics'], rules) is None:
+            told[0] = 'not known (default_hooks.checkpoint.save_best and rule tell which metric decides, and how)'
+        runner.logger.info('Student: best {}, last {}'.format(*told))
 
 
 def _rules(runner: Runner) -> dict[str, str]:
-    """Return what the config says of which metric of a validation less or more is better."""
-    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.save_best]
-    return {name: rule for hook in hooks for name, rule in zip(hook.key_indicators, hook.rules) if rule}
+    """Return of which metrics less or more is better as the hooks that follow them have it, first that of the best."""
+    saving, stopping = ([hook for hook in runner.hooks if isinstance(hook, kind)] for kind in (
+        CheckpointHook, EarlyStoppingHook))
+    rules = {name: rule for hook in saving if hook.save_best for name, rule in zip(hook.key_indicators, hook.rules)}
+    return {
+        name: rule for name, rule in [*rules.items(), *((hook.monitor, hook.rule) for hook in stopping)]
+        if name != 'auto'}
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,0 +1,127 @@
+"""Metrics that a training follows: to save the best checkpoint, to stop early, to lower the learning rate.
+
+mmengine guesses from parts of a metric's name whether less or more of it is better, and of 'MAPE' wants more, since it
+has 'mAP' in it. Here it is told what the config says, or else what :func:`less_is_better` knows, and nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from numbers import Number
+
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import Runner
+
+from overhaul.engine.hooks.summary import SummaryHook
+from overhaul.registry import nearest, type_name
+from overhaul.tasks.results import less_is_better
+
+_RULES = {True: 'less', False: 'greater', None: None}
+
+
+def give_rules(cfg: Config) -> None:
+    """Write into the parts of ``cfg`` that follow metrics what of these is better, where they do not say it.
+
+    What ``save_best='auto'`` follows is known after the first validation, see :func:`prepare`.
+
+    Raises:
+        ValueError: If it is a metric of which nobody knows; names the line to add.
+    """
+    for part, key in _followers(cfg):
+        if part.get('rule') is not None:
+            continue
+        rules = {name: _rule(name, part) for name in _names(part[key])}
+        for name, rule in rules.items():
+            if rule is None:
+                raise ValueError(
+                    f'The {type_name(part)} has {key}={name!r}, and the name does not tell whether less or more of '
+                    f"that is better. Say it beside it: {key}={name!r}, rule='less', or rule='greater'.")
+        if rules:
+            part['rule'] = rules[part[key]] if isinstance(part[key], str) else list(rules.values())
+
+
+def rules_in(cfg: Config) -> dict[str, str]:
+    """Return what of the metrics that ``cfg`` follows is better, ``'less'`` or ``'greater'`` by name."""
+    rules = {}
+    for part, key in _followers(cfg):
+        names, rule = _names(part[key]), part.get('rule')
+        given = [rule] * len(names) if isinstance(rule, str) else rule or [None] * len(names)
+        rules |= {name: said for name, said in zip(names, given) if said and name not in rules}
+    return rules
+
+
+def prepare(runner: Runner) -> None:
+    """Let the best checkpoint be saved by what is known, and a metric that the evaluator does not give be told."""
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook) and hook.save_best:
+            hook._save_best_checkpoint = partial(_save_best, hook, hook._save_best_checkpoint)
+    runner.register_hook(TellMissingHook())
+
+
+class TellMissingHook(Hook):
+    """Warns of metrics that are followed and not given, if it can before the first step."""
+
+    priority = 'LOW'  # registered last, hence after the summary has validated the teacher
+
+    def before_train(self, runner: Runner) -> None:
+        """Look at what the evaluator gives of the teacher."""
+        for hook in runner.hooks:
+            if isinstance(hook, SummaryHook):
+                self.after_val_epoch(runner, hook.teacher_metrics)
+
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, object] | None = None) -> None:
+        """Look at what it gives of the student."""
+        for part, key in _followers(runner.cfg) if metrics else ():
+            for name in _names(part[key]):
+                if name not in metrics:
+                    runner.logger.warning(
+                        f'The {type_name(part)} has {key}={name!r}, and this validation gave no such metric, so nothing '
+                        f'follows it. Nearest of what it gave: {nearest(name, metrics)}.')
+
+
+def _followers(cfg: Config) -> Iterator[tuple[dict, str]]:
+    """Yield the parts of ``cfg`` that follow metrics, and the key under which they name them."""
+    return _followers_in([cfg.get(place) for place in ('default_hooks', 'custom_hooks', 'param_scheduler')])
+
+
+def _followers_in(part: object) -> Iterator[tuple[dict, str]]:
+    if isinstance(part, dict):
+        name = type_name(part) or ''
+        follows = 'save_best' if part.get('save_best') else 'monitor'
+        if part.get(follows) and (follows == 'save_best' or re.search('EarlyStopping|ReduceOnPlateau', name)):
+            yield part, follows
+        part = list(part.values())
+    for child in part if isinstance(part, list | tuple) else ():
+        yield from _followers_in(child)
+
+
+def _names(asked: str | list[str]) -> list[str]:
+    return [name for name in ([asked] if isinstance(asked, str) else asked) if name != 'auto']
+
+
+def _rule(name: str, given: Mapping[str, object]) -> str | None:
+    """Return what is better of the metric: by the keys that a CheckpointHook may be ``given``, or by its name."""
+    for rule in ('greater', 'less'):
+        keys = given.get(f'{rule}_keys') or ()
+        if any(key.lower() in name.lower() for key in ([keys] if isinstance(keys, str) else keys)):
+            return rule
+    return _RULES[less_is_better(name)]
+
+
+def _save_best(hook: CheckpointHook, save: Callable, runner: Runner, metrics: Mapping[str, object]) -> None:
+    """Save what is the best by the metrics that were given, and pass over the others."""
+    if 'auto' in hook.key_indicators:
+        name = next((name for name, value in metrics.items() if isinstance(value, Number)), None)
+        given = {key: value for key, value in vars(hook).items() if value is not getattr(hook, f'_default_{key}', None)}
+        rule = hook.rules[0] or (name and _rule(name, given))
+        if rule is None:
+            runner.logger.warning(
+                f"save_best='auto' takes the first metric, {name}, and its name does not tell whether less or more of "
+                f"that is better, so no best checkpoint is saved. Say it: save_best={name!r}, rule='less', or "
+                "rule='greater'.")
+            return
+        hook._init_rule([rule], [name])
+    save(runner, {**dict.fromkeys(hook.key_indicators), **metrics})  # it passes over None

@@ -1,0 +1,171 @@
+"""What mmengine's hooks and schedules that follow a metric are told of it."""
+
+import pytest
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import CheckpointHook
+from small_models import Lines, batch, build_distiller, build_model, loader, runner, sgd, wide_resnet
+
+from overhaul.engine import followed
+from overhaul.engine.hooks import SummaryHook
+from overhaul.files.settings import read_config
+
+DIGITS = 'overhaul::digits_wrn16_2_wrn10_1.py'
+
+
+def saving(**keys):
+    return Config(dict(default_hooks=dict(checkpoint=dict(type='CheckpointHook', **keys))))
+
+
+def told(cfg):
+    followed.give_rules(cfg)
+    return followed.rules_in(cfg)
+
+
+@pytest.mark.parametrize(('keys', 'rules'), [
+    (dict(save_best='accuracy/top1'), {'accuracy/top1': 'greater'}),
+    (dict(save_best='MAPE'), {'MAPE': 'less'}),  # has 'mAP' in it
+    (dict(save_best='abs_rel'), {'abs_rel': 'less'}),
+    (dict(save_best='top1_error'), {'top1_error': 'less'}),  # has 'top' in it
+    (dict(save_best=['mIoU', 'rmse']), {'mIoU': 'greater', 'rmse': 'less'}),
+    (dict(save_best=['mIoU', 'rmse'], rule='less'), {'mIoU': 'less', 'rmse': 'less'}),
+    (dict(save_best='rmse', rule='greater'), {'rmse': 'greater'}),
+    (dict(save_best='stillness', rule='less'), {'stillness': 'less'}),
+    (dict(save_best='stillness', less_keys=['still']), {'stillness': 'less'}),
+    (dict(save_best='auto'), {}),
+    (dict(), {}),
+])
+def test_the_rule_is_what_the_config_says_or_the_name_tells(keys, rules):
+    cfg = saving(**keys)
+    assert told(cfg) == rules
+    hook = CheckpointHook(**{key: value for key, value in cfg.default_hooks.checkpoint.items() if key != 'type'})
+    if rules:
+        assert dict(zip(hook.key_indicators, hook.rules)) == rules
+
+
+@pytest.mark.parametrize('part', [
+    dict(custom_hooks=[dict(type='EarlyStoppingHook', monitor='MAPE')]),
+    dict(param_scheduler=dict(type='ReduceOnPlateauLR', monitor='MAPE')),
+    dict(param_scheduler=dict(backbone=[dict(type='ConstantLR'), dict(type='ReduceOnPlateauLR', monitor='MAPE')]))])
+def test_all_that_follows_a_metric_is_told(part):
+    assert told(Config(part)) == {'MAPE': 'less'}
+
+
+def test_a_schedule_that_follows_an_accuracy_waits_for_more_of_it():
+    """mmengine's has rule='less' whatever it follows."""
+    cfg = Config(dict(param_scheduler=[dict(type='ReduceOnPlateauLR', monitor='accuracy/top1')]))
+    assert told(cfg) == {'accuracy/top1': 'greater'}
+
+
+@pytest.mark.parametrize('part', [
+    dict(default_hooks=dict(checkpoint=dict(type='CheckpointHook', save_best='stillness'))),
+    dict(default_hooks=dict(checkpoint=dict(type='CheckpointHook', save_best=['mIoU', 'stillness']))),
+    dict(custom_hooks=[dict(type='mmengine.hooks.EarlyStoppingHook', monitor='stillness')]),
+    dict(param_scheduler=[dict(type='ReduceOnPlateauLR', monitor='stillness')])])
+def test_what_nobody_knows_is_refused_with_the_line_to_add(part):
+    with pytest.raises(ValueError, match=r"has (save_best|monitor)='stillness'.+='stillness', rule='less', or rule='"):
+        followed.give_rules(Config(part))
+
+
+def test_a_monitor_of_something_else_is_left_alone():
+    cfg = Config(dict(custom_hooks=[dict(type='MemoryHook', monitor='stillness')]))
+    followed.give_rules(cfg)
+    assert 'rule' not in cfg.custom_hooks[0]
+
+
+def test_the_recipes_of_this_package_are_told():
+    assert told(read_config('overhaul::voc_r101_r18.py')) == {'mIoU': 'greater'}
+    assert told(read_config(DIGITS)) == {}
+
+
+class Given(Evaluator):
+    """Gives the metrics of a list, one validation after another."""
+
+    def __init__(self, results):
+        super().__init__([])
+        self.results = iter(results)
+
+    def evaluate(self, size):
+        return next(self.results)
+
+
+class Validations:
+    """A training whose validations give the metrics of a list, one after another."""
+
+    def __init__(self, folder, results, model=None, summary=None, **keys):
+        checkpoint = dict(type='CheckpointHook', interval=1, **keys)
+        self.run = runner(
+            folder, model or build_model(wide_resnet()), [batch()], len(results), sgd(), [summary or SummaryHook()],
+            val_dataloader=loader([batch()]), val_cfg=dict(), val_evaluator=Given(results),
+            train_cfg=dict(by_epoch=True, max_epochs=len(results), val_interval=1),
+            default_hooks=dict(sampler_seed=None, checkpoint=checkpoint),
+            cfg=ConfigDict(default_hooks=dict(checkpoint=checkpoint)))
+        followed.prepare(self.run)
+        self.folder, self.lines = folder, Lines(self.run)
+
+    def train(self):
+        self.run.train()
+        return self
+
+    @property
+    def best(self):
+        return sorted(path.name for path in self.folder.glob('best_*.pth'))
+
+    def warnings(self, start):
+        return [line for line in self.lines.messages if line.startswith(start)]
+
+
+@pytest.mark.parametrize(('metric', 'best', 'epoch'), [('MAPE', 1.0, 2), ('accuracy/top1', 99.0, 3)])
+def test_the_first_metric_is_taken_in_its_own_direction(tmp_path, metric, best, epoch):
+    """As in the config, so in the summary."""
+    results = [{'classwise': [1, 2], metric: value} for value in (4.0, 1.0, 99.0, 2.0)]
+    training = Validations(tmp_path, results, save_best='auto').train()
+    assert training.best == [f'best_{metric.replace("/", "_")}_epoch_{epoch}.pth']
+    assert training.run.message_hub.get_info('best_score') == best
+    assert f'(iteration {epoch}), last' in training.lines.one('Student: ')
+
+
+def test_a_first_metric_of_which_nobody_knows_costs_no_training(tmp_path):
+    training = Validations(tmp_path, [{'stillness': 1.0}, {'stillness': 2.0}], save_best='auto').train()
+    assert training.best == [] and (tmp_path / 'epoch_2.pth').is_file()
+    assert len(training.warnings("save_best='auto' takes the first metric, stillness")) == 2
+    assert 'best not known' in training.lines.one('Student: ')
+
+
+def test_with_the_rule_of_the_config_it_is_saved(tmp_path):
+    results = [{'stillness': value} for value in (3.0, 1.0, 2.0)]
+    training = Validations(tmp_path, results, save_best='auto', rule='less').train()
+    assert training.best == ['best_stillness_epoch_2.pth']
+    assert training.lines.one('Student: ').startswith('Student: best 1.00 stillness (iteration 2)')
+
+
+def test_a_metric_that_is_not_given_is_told_and_costs_no_checkpoint(tmp_path):
+    results = [{'aAcc': 1.0, 'mIoU': 2.0}] * 2
+    training = Validations(tmp_path, results, save_best=['mIou', 'aAcc'], rule='greater').train()
+    assert training.best == ['best_aAcc_epoch_1.pth'] and (tmp_path / 'epoch_2.pth').is_file()
+    line, _ = training.warnings('The CheckpointHook')
+    assert "save_best='mIou'" in line and line.endswith('Nearest of what it gave: mIoU.')
+
+
+def test_it_is_told_before_the_first_step_where_the_teacher_was_validated(tmp_path):
+    class Judged(SummaryHook):
+        """Has validated the teacher."""
+
+        def before_train(self, runner):
+            self.teacher_metrics = {'mIoU': 2.0}
+
+    training = Validations(tmp_path, [{'mIoU': 1.0}] * 2, build_distiller(), Judged(), save_best='mIou', rule='greater')
+    training.train()
+    first, second, _ = (
+        index for index, line in enumerate(training.lines.messages) if line.startswith('The CheckpointHook'))
+    steps = [index for index, line in enumerate(training.lines.messages) if line.startswith('Saving checkpoint')]
+    assert first < steps[0] < second
+
+
+def test_nothing_found_is_no_result_and_not_the_one_before(tmp_path):
+    """A detector that finds nothing has no metrics, and a metric beside it may have."""
+    results = [{}, {'speed': 9.0}, {'speed': 9.0, 'bbox_mAP': 0.5}, {'speed': 9.0, 'bbox_mAP': 0.2}, {}]
+    training = Validations(tmp_path, results, save_best='bbox_mAP', rule='greater').train()
+    assert training.best == ['best_bbox_mAP_epoch_3.pth']
+    assert training.lines.one('Student: ') == (
+        'Student: best 0.50 bbox_mAP, 9.00 speed (iteration 3), last no result: the evaluator gave no number (iteration 5)')
