@@ -7,13 +7,17 @@ from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
+from torch import nn
 
 from overhaul import compat
 from overhaul.datasets import voc_submission
+from overhaul.engine.dry_run import without_downloads
 from overhaul.engine.hooks.runner import bare_model
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.settings import Overrides, config_name, read_config, student_only, teacher_only
+from overhaul.files.settings import Overrides, config_name, plain_model, read_config, student_only, teacher_only
 from overhaul.files.weights import load_weights
+from overhaul.registry import build
+from overhaul.tasks import task_of
 from overhaul.tasks.results import headline
 
 
@@ -49,6 +53,20 @@ def augment(cfg: Config) -> None:
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
+def check_teacher(teacher: nn.Module, student: dict, dataset: object) -> None:
+    """Refuse a teacher that gives something else than what the evaluator of its student compares.
+
+    Raises:
+        ValueError: Says why it cannot be tested.
+    """
+    without_downloads(student)
+    reason = task_of(teacher).cannot_judge(dataset, task_of(build(student, 'student')))
+    if reason is not None:
+        raise ValueError(
+            f'The teacher cannot be tested on these data, since {reason}. A student can learn from its features all '
+            'the same. Test it with the config and the data that it was trained with.')
+
+
 def main(command_line: Sequence[str] | None = None) -> None:
     """Test."""
     test(parse_arguments(command_line))
@@ -66,7 +84,7 @@ def test(arguments: argparse.Namespace) -> None:
             checkpoint = checkpoint or cfg.model.get('teacher_checkpoint')
             if checkpoint is None:
                 raise ValueError('The config names no teacher_checkpoint. Give the file as CHECKPOINT.')
-            cfg.model, part = teacher_only(cfg), 'Teacher'
+            student, cfg.model, part = plain_model(cfg), teacher_only(cfg), 'Teacher'
         elif 'student' in cfg.model:
             cfg.model, part = student_only(cfg), 'Student'
         if arguments.tta:
@@ -76,8 +94,10 @@ def test(arguments: argparse.Namespace) -> None:
         cfg.custom_hooks = []
         compat.prepare_launcher(cfg)
         runner = Runner.from_cfg(cfg)
-        model = bare_model(runner)
-        load_weights(model.module if arguments.tta else model, checkpoint)
+        model = bare_model(runner).module if arguments.tta else bare_model(runner)
+        if arguments.teacher:
+            check_teacher(model, student, runner.test_dataloader.dataset)
+        load_weights(model, checkpoint)
         metrics = runner.test()
         if arguments.voc_submission is None:
             runner.logger.info(f'{part}: {headline(metrics)}')

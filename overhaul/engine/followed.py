@@ -1,7 +1,7 @@
 """Metrics that a training follows: to save the best checkpoint, to stop early, to lower the learning rate.
 
 mmengine guesses from parts of a metric's name whether less or more of it is better, and of 'MAPE' wants more, since it
-has 'mAP' in it. Here it is told what the config says, or else what :func:`less_is_better` knows, and nothing is guessed.
+has 'mAP' in it. Here it is told what the config says, or else what :func:`less_is_better` knows, and guesses nothing.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class TellMissingHook(Hook):
             for name in _names(part[key]):
                 if name not in metrics:
                     runner.logger.warning(
-                        f'The {type_name(part)} has {key}={name!r}, and this validation gave no such metric, so nothing '
-                        f'follows it. Nearest of what it gave: {nearest(name, metrics)}.')
+                        f'The {type_name(part)} has {key}={name!r}, and this validation gave no such metric, so that '
+                        f'is left out. Nearest of what it gave: {nearest(name, metrics)}.')
 
 
 def _followers(cfg: Config) -> Iterator[tuple[dict, str]]:

@@ -124,6 +124,15 @@ def weights_in(checkpoint: object) -> dict[str, dict[str, torch.Tensor]]:
         if any(isinstance(value, torch.Tensor) for value in weights.values())}
 
 
+def classes_in(checkpoint: dict) -> tuple[str, ...]:
+    """Return the names of the classes that mmengine, or mmcv before it, writes beside weights; empty without any."""
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    data = meta.get('dataset_meta')
+    classes = data.get('classes') if isinstance(data, dict) else meta.get('CLASSES')
+    return tuple(map(str, classes)) if isinstance(classes, list | tuple) else ()
+
+
 def examples(names: Iterable[str]) -> str:
     """Return the first few of ``names``, for a message."""
     names = list(names)

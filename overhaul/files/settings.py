@@ -48,7 +48,8 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
     """Read a config file and merge ``overrides``, as ``--cfg-options`` gives them, into it.
 
     Any of ``default_hooks`` that is None is switched off, those of other packages than mmengine, too. A type that the
-    file gives as a class has its name, as :func:`type_name` finds it.
+    file gives as a class has its name, as :func:`type_name` finds it. A file of a package that has no
+    ``default_scope`` has that package.
 
     Args:
         path: A file, or one that comes with a package: ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'``, or
@@ -60,7 +61,10 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
         ValueError: If the file does not run, if it has no model, if an override is of nothing that there is, or if a
             seed or an interval of validation is none.
     """
-    cfg = _read(_located(str(path)))
+    place = _located(str(path))
+    cfg = _read(place)
+    if '::' in place:
+        cfg.setdefault('default_scope', place.partition('::')[0])
     if 'model' not in cfg:
         raise ValueError(f'The config "{path}" has no model. Name one that trains a model, or give it one.')
     _merge(cfg, overrides or {})

@@ -11,7 +11,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from overhaul.files.checkpoints import PLAIN_KEYS, examples, read_checkpoint, weights_in
+from overhaul.files.checkpoints import PLAIN_KEYS, classes_in, examples, read_checkpoint, weights_in
 from overhaul.files.names import Fit, fits, misfit, rivals
 from overhaul.registry import nearest
 
@@ -74,7 +74,8 @@ class WeightsFile:
 
     def __init__(self, source: Source) -> None:
         self.source, self.prefix = source, source.prefix
-        self.sets = weights_in(read_checkpoint(source.file))
+        checkpoint = read_checkpoint(source.file)
+        self.sets, self.classes = weights_in(checkpoint), classes_in(checkpoint)
         for weights in list(self.sets.values())[:1]:
             # mmcv's EMAHook keeps a second set within the first, under names without dots.
             within = {name: weights.get('ema_' + name.replace('.', '_')) for name in weights}
@@ -191,7 +192,7 @@ def load_teacher(model: nn.Module, source: str | dict) -> list[str]:
     """Load the weights in ``source`` into ``model``, a teacher, as far as its features need them.
 
     The file may lack the head, have one for other classes, or one that the model lacks. What it has of the backbone
-    must fit.
+    must fit. The names of the classes in it become the model's ``dataset_meta``.
 
     Args:
         model, source: As :func:`load_weights` takes them.
@@ -207,6 +208,7 @@ def load_teacher(model: nn.Module, source: str | dict) -> list[str]:
     if not fit.taken or any(fit.in_backbone(name) for name in (*fit.unexpected, *fit.mismatched)):
         raise file.refusal(model, fit)
     _load(model, file, fit)
+    model.dataset_meta = dict(classes=file.classes)
     return fit.missing
 
 

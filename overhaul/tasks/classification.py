@@ -17,6 +17,8 @@ from overhaul.tasks.task import Graph, Task, is_a
 if TYPE_CHECKING:
     from mmpretrain.structures import DataSample, MultiTaskDataSample
 
+_SEVERAL = 'mmpretrain.models.heads.multi_label_cls_head.MultiLabelClsHead'
+
 
 @TASKS.register_module(name='classification')
 class Classification(Task):
@@ -65,9 +67,20 @@ class Classification(Task):
             sample.set_field(_labelled(DataSample(metainfo=metainfo), head, generator), name)
         return sample
 
-    def cannot_judge(self, dataset: object) -> str | None:
-        """Return why not, for a model without a head too."""
-        return 'it has no head' if self._head is None else super().cannot_judge(dataset)
+    def cannot_judge(self, dataset: object, student: Task) -> str | None:
+        """Return why not, for a model without a head, and for one that gives something else than the student, too."""
+        if _is_headless(self._head):
+            return 'it has no head'
+        reason = super().cannot_judge(dataset, student)
+        if reason is None and isinstance(student, Classification) and self._answers != student._answers:
+            reason = f'it gives {self._answers}, and the student {student._answers}'
+        return reason
+
+    @property
+    def _answers(self) -> str:
+        """What it tells of an image in words, and of how many classes where it has several tasks."""
+        several = [f'{_kind(head)} of {_classes(head)} for "{name}"' for name, head in self._parts.items()]
+        return ', '.join(several) or _kind(self._head)
 
     def chance(self, classes: int, images: int) -> dict[str, float]:
         """Chance has three standard deviations of luck."""
@@ -108,6 +121,17 @@ class _Logits(nn.Module):
         return tuple(logits.values()) if isinstance(logits, dict) else logits
 
 
+def _is_headless(head: nn.Module | None) -> bool:
+    # timm's networks have none where they are made for 0 classes.
+    return head is None or getattr(head, 'num_classes', None) == 0
+
+
+def _kind(head: nn.Module | None) -> str:
+    if is_a(head, _SEVERAL):
+        return 'several classes'
+    return 'one class' if _classes(head) else 'no class'
+
+
 def _classes(head: nn.Module | None) -> int | None:
     # transformers has its number in a config.
     return getattr(head, 'num_classes', None) or getattr(getattr(head, 'config', None), 'num_labels', None)
@@ -116,6 +140,6 @@ def _classes(head: nn.Module | None) -> int | None:
 def _labelled(sample: DataSample, head: nn.Module, generator: torch.Generator) -> DataSample:
     """Set what the loss of ``head`` compares with: a label, several as scores, or, of no classes, the number 0 or 1."""
     classes = _classes(head) or 2
-    if is_a(head, 'mmpretrain.models.heads.multi_label_cls_head.MultiLabelClsHead'):
+    if is_a(head, _SEVERAL):
         return sample.set_gt_score(torch.randint(0, 2, (classes, ), generator=generator).float())
     return sample.set_gt_label(int(torch.randint(0, classes, (), generator=generator)))

@@ -93,12 +93,15 @@ class Task:
         """
         return None
 
-    def cannot_judge(self, dataset: object) -> str | None:
-        """Return why the model cannot be validated on ``dataset``, None if it can."""
-        classes = classes_of(dataset)
+    def cannot_judge(self, dataset: object, student: Task) -> str | None:
+        """Return why the model, a teacher, cannot be validated on the ``dataset`` of ``student``, None if it can."""
+        if type(self) is not type(student) and type(self.model) is not type(student.model):
+            kinds = [type(task.model).__name__ for task in (self, student)]
+            return 'it has another task: it is of type {}, and the student of type {}'.format(*kinds)
+        classes = classes_of(dataset) or student.num_classes
         if self.num_classes and classes and self.num_classes != classes:
             return f'it tells {self.num_classes} classes apart, and the data have {classes}'
-        return None
+        return _other_names(_names(self.model, 'dataset_meta'), _names(dataset, 'metainfo'))
 
     def chance(self, classes: int, images: int) -> dict[str, float]:
         """Return, by metric, what a model that knows nothing reaches on so many images of so many classes."""
@@ -164,7 +167,27 @@ def tell_what_is_left_out(task: Task) -> None:
 
 def classes_of(dataset: object) -> int:
     """Return the number of classes of ``dataset``, 0 where it has none."""
-    return len((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+    return len(_names(dataset, 'metainfo'))
+
+
+def _names(owner: object, attribute: str) -> Sequence[str]:
+    return (getattr(owner, attribute, None) or {}).get('classes') or ()
+
+
+def _other_names(own: Sequence[str], given: Sequence[str]) -> str | None:
+    """Say that a model's ``own`` classes are not those ``given`` by the data; a few may be spelt otherwise."""
+    if len(own) != len(given):
+        return None  # the names are of something else
+    own, given = ([str(name).casefold() for name in names] for names in (own, given))
+    for label, name in enumerate(own):
+        if name != given[label] and name in given:
+            return (f'its classes are in another order: "{name}" is the one with the label {label}, and '
+                    f'{given.index(name)} in the data')
+    unknown = [label for label, name in enumerate(own) if name not in given]
+    if 2 * len(unknown) > len(own):
+        first = unknown[0]
+        return f'its classes are others: the label {first} is "{own[first]}", and "{given[first]}" in the data'
+    return None
 
 
 def is_a(model: nn.Module, *classes: str) -> bool:

@@ -155,6 +155,18 @@ def test_a_model_may_be_the_file_that_trains_it(tmp_path):
         model_of(written(tmp_path, 'steps = 3\n'))
 
 
+@pytest.mark.parametrize('name', [
+    'dinov2/vit-small-p14_dinov2-pre_headless.py', 'eva/eva-l-p14_headless.py', 'eva02/eva02-tiny-p14_headless.py',
+    'sam/vit-base-p16_sam_headless.py'])
+def test_a_config_of_a_package_that_names_no_scope_has_that_of_the_package(name, tmp_path):
+    path = f'mmpretrain::{name}'
+    assert model_of(path)['_scope_'] == 'mmpretrain' == read_config(path).default_scope
+    assert read_config(path, {'default_scope': 'mmseg'}).default_scope == 'mmseg'
+    network = MODELS.build(model_of(dict(model_of(path), backbone=dict(type='LeNet5'))))  # found without a runner
+    assert type(network).__name__ == 'ImageClassifier'
+    assert 'default_scope' not in read_config(written(tmp_path, "model = dict(type='Strange')\n"))
+
+
 def test_a_config_that_comes_with_a_package():
     model = model_of('mmpretrain::resnet/resnet18_8xb32_in1k.py')
     assert model['_scope_'] == 'mmpretrain' and model['backbone']['depth'] == 18

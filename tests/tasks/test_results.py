@@ -23,8 +23,10 @@ def test_the_headline_is_what_the_task_quotes(metrics, line):
 
 
 @pytest.mark.parametrize(('metric', 'less'), [
-    *((name, True) for name in ('MAPE', 'top1_error', 'mae', 'rmse', 'val_loss', 'accuracy_error', 'abs_rel', 'EPE', 'bbox/MAPE')),
-    *((name, False) for name in ('AP50', 'Bleu_4', 'AR@100', 'accuracy/top1', 'mIoU', 'coco/bbox_mAP_50', 'Recall@1', 'd1', 'PCK')),
+    *((name, True) for name in (
+        'MAPE', 'top1_error', 'mae', 'rmse', 'val_loss', 'accuracy_error', 'abs_rel', 'EPE', 'bbox/MAPE')),
+    *((name, False) for name in (
+        'AP50', 'Bleu_4', 'AR@100', 'accuracy/top1', 'mIoU', 'coco/bbox_mAP_50', 'Recall@1', 'd1', 'PCK')),
     *((name, None) for name in ('stillness', 'acceleration', 'stop_distance'))])
 def test_the_name_of_a_metric_tells_what_is_better_or_nothing_does(metric, less):
     assert less_is_better(metric) is less
@@ -39,7 +41,8 @@ def test_what_a_task_says_of_its_metric_comes_before_words(monkeypatch):
     assert less_is_better('mIoU') is False and less_is_better('restlessness') is None
 
 
-@pytest.mark.parametrize(('value', 'other', 'better'), [(1, math.nan, True), (math.nan, 1, False), (math.nan,) * 2 + (False,)])
+@pytest.mark.parametrize(('value', 'other', 'better'), [
+    (1, math.nan, True), (math.nan, 1, False), (math.nan, math.nan, False)])
 def test_what_is_no_number_is_never_the_better_one(value, other, better):
     (first, ), (second, ) = quoted({'mIoU': value}), quoted({'mIoU': other})
     assert first.better_than(second) is better

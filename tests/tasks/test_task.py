@@ -74,6 +74,59 @@ def test_channels_are_those_of_the_preprocessor_or_the_first_convolution():
     assert task_of(bands).channels == 12
 
 
+class Data:
+    def __init__(self, *names):
+        self.metainfo = dict(classes=names)
+
+
+def judge(teacher, student=None, data=None, names=None):
+    """Why a teacher of that config cannot be validated where a student of the other one is."""
+    teacher, student = build_model(dict(teacher)), build_model(dict(student or teacher))
+    if names:
+        teacher.dataset_meta = dict(classes=tuple(names))
+    return task_of(teacher).cannot_judge(data or object(), task_of(student))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_teacher_of_the_kind_of_the_student_is_judged_by_its_data(kind):
+    pytest.importorskip('timm')
+    cfg, _, classes = KINDS[kind]
+    assert judge(cfg) is None
+    assert judge(cfg, data=Data(*map(str, range(classes or 4)))) is None
+
+
+SEVERAL = with_head(type='MultiLabelLinearClsHead', num_classes=CLASSES)
+TIMM = dict(_scope_='mmpretrain', type='TimmClassifier', model_name='resnet10t')
+
+
+@pytest.mark.parametrize(('teacher', 'student', 'reason'), [
+    (dict(wide_resnet(), head=None), wide_resnet(), 'it has no head'),
+    (dict(TIMM, num_classes=0), wide_resnet(), 'it has no head'),
+    (with_head(type='LinearClsHead', num_classes=9), wide_resnet(), 'it tells 9 classes apart, and the data have 5'),
+    (wide_resnet(), SEVERAL, 'it gives one class, and the student several classes'),
+    (SEVERAL, wide_resnet(), 'it gives several classes, and the student one class'),
+    (with_head(type='MultiTaskHead', task_heads=TWO_TASKS), wide_resnet(),
+     'it gives one class of 2 for "colour", several classes of 3 for "shape", and the student one class'),
+    (segmentor(), wide_resnet(), 'it has another task: it is of type EncoderDecoder, and the student of type Image'),
+    (wide_resnet(), segmentor(), 'it has another task: it is of type ImageClassifier, and the student of type Enco'),
+])
+def test_a_teacher_that_cannot_be_judged_by_the_data_of_the_student_is_told(teacher, student, reason):
+    if teacher['type'] == 'TimmClassifier':
+        pytest.importorskip('timm')
+    assert judge(teacher, student).startswith(reason)  # the data name no classes
+    assert judge(teacher, student, Data(*'abcde')).startswith(reason)
+
+
+@pytest.mark.parametrize(('names', 'reason'), [
+    ('abcde', None), ('ABCDE', None), ('abcdx', None), (None, None),
+    ('abc', None),  # of something else than this model
+    ('bacde', 'its classes are in another order: "b" is the one with the label 0, and 1 in the data'),
+    ('vwxyz', 'its classes are others: the label 0 is "v", and "a" in the data')])
+@pytest.mark.parametrize('cfg', [wide_resnet(), segmentor()])
+def test_classes_of_other_names_or_in_another_order_are_told(cfg, names, reason):
+    assert judge(cfg, data=Data(*'abcde'), names=names) == reason
+
+
 class Strange(BaseModel):
     """A model of no package: it tells the mean of an image."""
 

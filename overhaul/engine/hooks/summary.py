@@ -46,7 +46,8 @@ class SummaryHook(Hook):
             return
         runner.logger.info(describe(model))
         if self.validate_teacher and runner.val_loop is not None:
-            reason = task_of(model.teacher).cannot_judge(runner.val_dataloader.dataset)
+            reason = 'its teacher_checkpoint has not all of it' if not model.teacher_is_whole else task_of(
+                model.teacher).cannot_judge(runner.val_dataloader.dataset, task_of(model))
             if reason is None:
                 self.teacher_metrics = validate(runner, model.teacher)
             runner.logger.info('Teacher: ' + (

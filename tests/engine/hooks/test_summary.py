@@ -3,6 +3,7 @@ import re
 
 import pytest
 import torch
+from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from small_models import (
     TAPS,
@@ -17,6 +18,7 @@ from small_models import (
     sgd,
     wide_resnet,
 )
+from torch.utils.data import DataLoader
 
 from overhaul.engine.hooks import SummaryHook
 from overhaul.engine.hooks.runner import validate
@@ -103,6 +105,35 @@ def test_validation_of_the_teacher_can_be_left_out_and_does_not_change_the_train
         assert any(message.startswith('Teacher: ') for message in lines.messages) == validate_teacher
         results.append(run.model.state_dict())
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+class Items(list):
+    metainfo = dict(classes='abcde')
+
+
+def test_a_teacher_that_cannot_be_judged_is_not_validated_and_nothing_is_doubted(tmp_path):
+    def lines(name, teacher, checkpoint):
+        path = tmp_path / f'{name}.pth'
+        torch.save(checkpoint, path)
+        model = build_distiller(teacher=teacher, teacher_checkpoint=str(path))
+        run = validating(tmp_path / name, model, custom_hooks=[
+            SummaryHook(), dict(type='overhaul.HealthHook', on_doubt='stop', largest_ratio=1e9)])
+        items = Items(run._val_dataloader.dataset)
+        run._val_dataloader = DataLoader(items, batch_size=4, collate_fn=pseudo_collate)
+        lines = Lines(run)
+        run.train()
+        assert lines.one('Student: ')
+        return lines.one('Teacher: ')
+
+    state = build_model(wide_resnet(2)).state_dict()
+    without_head = {key: value for key, value in state.items() if not key.startswith('head.')}
+    headless = dict(wide_resnet(2), head=None)
+    other = dict(state_dict=state, meta=dict(dataset_meta=dict(classes=list('edcba'))))
+    told = 'Teacher: not validated, since '
+    assert lines('headless', headless, dict(state_dict=without_head)) == told + 'it has no head'
+    assert lines('part', wide_resnet(2), dict(state_dict=without_head)) == (
+        told + 'its teacher_checkpoint has not all of it')
+    assert lines('order', wide_resnet(2), other).startswith(told + 'its classes are in another order: "e" is')
 
 
 def test_validation_leaves_the_modes_of_the_teacher(tmp_path, teacher_file):
