@@ -164,6 +164,8 @@ OPTIONS = {
     'teacher batch norm': ('model.teacher_batch_norm=eval', r'is "batch" or "running", not .eval'),
     'image size that is one number': ('model.input_size=16', r'input_size is the height and width .+not 16'),
     'image size of zero': ('model.input_size=(0,0)', r'input_size is the height and width .+not \(0, 0\)'),
+    'best by a metric that nobody knows': (
+        'default_hooks.checkpoint.save_best=stillness', r"the name does not tell .+save_best='stillness', rule='less'"),
     'health setting': ('default_hooks.health.on_nonfinite=warn', r"give 'stop' or 'skip'"),
     'ratio for alpha to give': ('default_hooks.calibrate.loss_ratio=0', r'loss_ratio=0\): give a finite number'),
     'seed that is a word': ('randomness.seed=abc', r"randomness\.seed is 'abc'\. Give a whole number from 0"),

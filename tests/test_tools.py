@@ -250,6 +250,15 @@ def test_test_measures_the_teacher(tmp_path):
     assert not checkpoints(tmp_path)
 
 
+@pytest.mark.parametrize(('head', 'reason'), [
+    ('model.teacher.head=None', 'it has no head'),
+    ('model.teacher.head.num_classes=7', 'it tells 7 classes apart, and the data have 10'),
+    ('model.teacher.head.type=MultiLabelLinearClsHead', 'it gives several classes, and the student one class')])
+def test_test_refuses_a_teacher_that_the_data_cannot_judge(refused, head, reason):
+    message = refused('test.py', CONFIG, '--teacher', options=[head])
+    assert f'The teacher cannot be tested on these data, since {reason}. A student can learn' in message
+
+
 def test_test_measures_a_model_that_is_in_no_distillation(run):
     run('test.py', ROOT / 'configs/digits_wrn16_2.py', TEACHER, '--work-dir', 'tested')
     assert log('tested').strip().splitlines()[-1].endswith('Model: 0.44 % error')

@@ -36,8 +36,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from mmengine.config import Config
 
 from overhaul.commands import train as training
+from overhaul.engine.followed import give_rules, rules_in
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.settings import config_name, read_config, student_only
 from overhaul.reports.logs import read_log
@@ -47,6 +49,7 @@ from overhaul.tasks.results import headline, quoted
 
 ALONE, DISTILLED = 'alone', 'distilled'
 FINISHED = 'finished.json'
+_BETTER = {True: ', less is better', False: ', more is better', None: ''}
 
 
 class Run(NamedTuple):
@@ -184,10 +187,9 @@ def table(results: Mapping[Run, float], variants: Sequence[str], sides: Sequence
     return '\n'.join(lines)
 
 
-def run_all(arguments: argparse.Namespace) -> tuple[str, dict[str, list[str]], dict[Run, dict[str, float]]]:
+def run_all(
+        arguments: argparse.Namespace, cfg: Config) -> tuple[str, dict[str, list[str]], dict[Run, dict[str, float]]]:
     """Run what is not finished; return what is varied, the variants, and the metrics of each run."""
-    cfg = read_config(arguments.config)
-    student_only(cfg)  # refuses what is no distillation
     key, variants = variants_of(arguments)
     folder = arguments.work_dir or Path('work_dirs/compare', config_name(arguments.config))
     seeds_data = 'seed' in cfg.train_dataloader.dataset
@@ -226,17 +228,22 @@ def main(command_line: Sequence[str] | None = None) -> None:
         if arguments.csv:
             arguments.csv.parent.mkdir(parents=True, exist_ok=True)
         try:
-            key, variants, metrics = run_all(arguments)
+            cfg = read_config(arguments.config)
+            student_only(cfg)  # refuses what is no distillation
+            key, variants, metrics = run_all(arguments, cfg)
         except ChildProcessError as error:
             sys.exit(f'error: {error}')
-        results = {run: {result.unit: result.value for result in quoted(values)} for run, values in metrics.items()}
+        give_rules(cfg)
+        quotes = {run: quoted(values, rules_in(cfg)) for run, values in metrics.items()}
+        results = {run: {result.unit: result.value for result in some} for run, some in quotes.items()}
+        better = {result.unit: _BETTER[result.less_is_better] for some in quotes.values() for result in some}
         units = list(next(iter(results.values())))
         if any(list(values) != units for values in results.values()) or not units:
             raise ValueError(
                 'The runs have no result in common, since their evaluator gave other numbers in some, or none. See '
                 'their logs in the work directory.')
     for unit in units:
-        print(f'{unit} of {arguments.seeds} seeds: mean ± 95 % interval of the mean (least to most)')
+        print(f'{unit} of {arguments.seeds} seeds{better[unit]}: mean ± 95 % interval of the mean (least to most)')
         print(table({run: values[unit] for run, values in results.items()}, list(variants), arguments.sides))
     if arguments.csv:
         with arguments.csv.open('w', newline='') as file:

@@ -68,7 +68,7 @@ def test_the_output_is_plain_lines_and_a_table(compared):
     *runs, title, first, second = compared[1].splitlines()
     assert len(runs) == 8
     assert all(re.fullmatch(r'(1|None)  (alone|distilled)  seed [01]: \S+ % error', run) for run in runs)
-    assert title == '% error of 2 seeds: mean ± 95 % interval of the mean (least to most)'
+    assert title == '% error of 2 seeds, less is better: mean ± 95 % interval of the mean (least to most)'
     assert first.split()[0] == '1' and second.split()[0] == 'None'
 
 
