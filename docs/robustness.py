@@ -13,6 +13,7 @@ import argparse
 import csv
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ A file that is no sound checkpoint is refused in one paragraph, runs nothing and
 nothing that was there is written over. These are the cases of `tests/test_strangers_files.py` and
 `tests/test_bad_input.py`.
 
+## As users report them
+
+Kinds of faults that people who distil report of such tools. Each row is held by the tests that it names.
+
+| kind | cases | what happens now |
+|---|---|---|
+{reported}
+
 ## Memory
 
 The growth is that of the resident memory, without the first tenth of the steps. mmengine keeps what is logged of each
@@ -104,7 +113,14 @@ def run_tests(path: Path) -> None:
 def page() -> str:
     """Return the page."""
     rows = [*killed(read('kills.csv')), *refused(read('refusals.csv')), soaked(soak.read(RESULTS / 'soak.csv'))]
-    return PAGE.format(rows='\n'.join(f'| {" | ".join(row)} |' for row in rows))
+    told = [(row['kind'], row['cases'], f'{row["now"]} (`{row["tests"].replace(", ", "`, `")}`)')
+            for row in read('reported.csv')]
+    return PAGE.format(rows=lines(rows), reported=lines(told))
+
+
+def lines(rows: Sequence[Sequence[str]]) -> str:
+    """Return the lines of a table."""
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
 def read(name: str) -> list[dict[str, str]]:

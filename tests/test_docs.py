@@ -1,6 +1,7 @@
 """docs/: what a page tells to do is done here, with a few images, and what it shows comes out but for its numbers."""
 
 import contextlib
+import csv
 import io
 import logging
 import re
@@ -156,6 +157,12 @@ def test_every_command_of_the_evidence_makes_what_it_should(tmp_path, monkeypatc
         run(shlex.join(words))
         made += [word for word in words if word.startswith('docs/')]
     assert len(set(made)) == 7 and all((tmp_path / name).stat().st_size for name in made)
+
+
+def test_what_holds_a_row_of_what_is_reported_is_there():
+    with (ROOT / 'docs/results/reported.csv').open() as file:
+        named = [name for row in csv.DictReader(file) for name in row['tests'].split(', ')]
+    assert named and all((ROOT / name).is_file() for name in named)
 
 
 @pytest.mark.parametrize('script, arguments, page', [

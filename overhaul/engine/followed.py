@@ -115,8 +115,10 @@ def _save_best(hook: CheckpointHook, save: Callable, runner: Runner, metrics: Ma
     """Save what is the best by the metrics that were given, and pass over the others."""
     if 'auto' in hook.key_indicators:
         name = next((name for name, value in metrics.items() if isinstance(value, Number)), None)
+        if name is None:
+            return
         given = {key: value for key, value in vars(hook).items() if value is not getattr(hook, f'_default_{key}', None)}
-        rule = hook.rules[0] or (name and _rule(name, given))
+        rule = hook.rules[0] or _rule(name, given)
         if rule is None:
             runner.logger.warning(
                 f"save_best='auto' takes the first metric, {name}, and its name does not tell whether less or more of "
