@@ -34,7 +34,7 @@ class CifarBlock(nn.Module):
 
 @MODELS.register_module()
 class CifarResNet(BaseBackbone):
-    """ResNet-20, -56, -110, ..., (N, 3, H, W) -> feature maps of up to three stages.
+    """ResNet-20, -56, -110, ..., (N, in_channels, H, W) -> feature maps of up to three stages.
 
     They are (N, 16, H, W), (N, 32, H/2, W/2) and (N, 64, H/4, W/4), each after the ReLU of its last block; the feature
     just before it is what enters that block's ``relu`` last: ``layer1.8.relu:input`` in a ResNet-56. Where the channels
@@ -43,6 +43,7 @@ class CifarResNet(BaseBackbone):
     Args:
         depth (int): 6n + 2 layers, n blocks in each stage: 8, 14, 20, 32, 44, 56, 110, ...
         out_indices (Sequence[int]): Stages, of 0 to 2, whose feature maps are returned. Defaults to ``(2, )``.
+        in_channels (int): Channels of the image. Defaults to 3.
         init_cfg (dict | list[dict] | None): By default, convolutions are normal with variance 2 / fan-out.
 
     Raises:
@@ -53,18 +54,19 @@ class CifarResNet(BaseBackbone):
             self,
             depth: int,
             out_indices: Sequence[int] = (2, ),
+            in_channels: int = 3,
             init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg or dict(type='Kaiming', layer='Conv2d'))
         blocks = blocks_per_stage('CifarResNet', depth, layers_outside=2, layers_per_block=2)
         self.out_indices = check_out_indices('CifarResNet', out_indices, count=3)
 
         channels = 16
-        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
         for stage in range(3):
-            in_channels, channels = channels, 16 * 2**stage
-            first = CifarBlock(in_channels, channels, stride=1 if stage == 0 else 2)
+            before, channels = channels, 16 * 2**stage
+            first = CifarBlock(before, channels, stride=1 if stage == 0 else 2)
             rest = [CifarBlock(channels, channels, stride=1) for _ in range(blocks - 1)]
             self.add_module(f'layer{stage + 1}', nn.Sequential(first, *rest))
 

@@ -20,7 +20,7 @@ class DilatedBasicBlock(BasicBlock):
 
 @MODELS.register_module()
 class DilatedResNet(ResNet):
-    """mmseg's ResNet: (N, 3, H, W) to feature maps, where basic blocks dilate both of their 3x3 convolutions.
+    """mmseg's ResNet: (N, in_channels, H, W) to feature maps, where basic blocks dilate both of their 3x3 convolutions.
 
     mmseg dilates the first only, and for depths 50 and more, whose blocks have one 3x3 convolution, its ``ResNet`` is
     already what the paper uses. Follows the official code: the segmentation student ResNet-18 has output stride 16 by

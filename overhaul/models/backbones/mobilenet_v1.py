@@ -20,7 +20,7 @@ BLOCKS = (
 
 @MODELS.register_module()
 class MobileNetV1(BaseBackbone):
-    """MobileNet at full width, (N, 3, H, W) -> feature maps of any of its 14 blocks.
+    """MobileNet at full width, (N, in_channels, H, W) -> feature maps of any of its 14 blocks.
 
     Block 0 is the stem and 1 to 13 are the depthwise separable ones. The last of each resolution are 1, 3, 5, 11 and
     13: (N, 64, H/2, W/2), (N, 128, H/4, W/4), (N, 256, H/8, W/8), (N, 512, H/16, W/16), (N, 1024, H/32, W/32).
@@ -29,6 +29,7 @@ class MobileNetV1(BaseBackbone):
 
     Args:
         out_indices (Sequence[int]): Blocks, of 0 to 13, whose feature maps are returned. Defaults to ``(13, )``.
+        in_channels (int): Channels of the image. Defaults to 3.
         init_cfg (dict | list[dict] | None): Initialisation. Defaults to None, that is PyTorch's own.
 
     Raises:
@@ -37,12 +38,16 @@ class MobileNetV1(BaseBackbone):
 
     stage_taps = ('model.3.4', 'model.5.4', 'model.11.4', 'model.13.4')  # those of the paper
 
-    def __init__(self, out_indices: Sequence[int] = (13, ), init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(
+            self,
+            out_indices: Sequence[int] = (13, ),
+            in_channels: int = 3,
+            init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
         self.out_indices = check_out_indices('MobileNetV1', out_indices, count=1 + len(BLOCKS))
 
         channels = 32
-        self.model = nn.Sequential(nn.Sequential(*_convolution(3, channels, stride=2)))
+        self.model = nn.Sequential(nn.Sequential(*_convolution(in_channels, channels, stride=2)))
         for out_channels, stride in BLOCKS:
             depthwise = _convolution(channels, channels, stride, groups=channels)
             pointwise = _convolution(channels, out_channels, kernel_size=1)

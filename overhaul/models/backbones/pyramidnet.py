@@ -76,7 +76,7 @@ class PyramidBottleneck(nn.Module):
 
 @MODELS.register_module()
 class PyramidNet(BaseBackbone):
-    """PyramidNet-depth (alpha), (N, 3, H, W) -> feature maps of up to three stages.
+    """PyramidNet-depth (alpha), (N, in_channels, H, W) -> feature maps of up to three stages.
 
     The width grows from 16 to 16 + alpha in equal steps, one per block. A stage's feature map has as many channels as
     its last block, at (H, W), (H/2, W/2) and (H/4, W/4); that of PyramidNet-200 (240) with bottlenecks ends with 1024,
@@ -88,6 +88,7 @@ class PyramidNet(BaseBackbone):
         alpha (float): By how much the width grows over the whole network.
         bottleneck (bool): Whether to build bottleneck blocks, with four times the width as output, or basic ones.
         out_indices (Sequence[int]): Stages, of 0 to 2, whose feature maps are returned. Defaults to ``(2, )``.
+        in_channels (int): Channels of the image. Defaults to 3.
         init_cfg (dict | list[dict] | None): By default, convolutions are normal with variance 2 / fan-out.
 
     Raises:
@@ -100,6 +101,7 @@ class PyramidNet(BaseBackbone):
             alpha: float,
             bottleneck: bool,
             out_indices: Sequence[int] = (2, ),
+            in_channels: int = 3,
             init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg or dict(type='Kaiming', layer='Conv2d'))
         name = f'PyramidNet with bottleneck={bottleneck}'
@@ -115,7 +117,7 @@ class PyramidNet(BaseBackbone):
         block = PyramidBottleneck if bottleneck else PyramidBlock
         widths = _widths(alpha, 3 * blocks)
         channels = 16
-        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         for stage in range(3):
             layer = nn.Sequential()

@@ -33,7 +33,7 @@ class WideBlock(nn.Module):
 
 @MODELS.register_module()
 class WideResNet(BaseBackbone):
-    """WRN-depth-widen_factor, (N, 3, H, W) -> feature maps of up to three stages.
+    """WRN-depth-widen_factor, (N, in_channels, H, W) -> feature maps of up to three stages.
 
     With w the widen factor, they are (N, 16w, H, W), (N, 32w, H/2, W/2) and (N, 64w, H/4, W/4). The last one has gone
     through the final batch norm and ReLU; the two others are the raw sums that leave their stage. As each stage begins
@@ -44,6 +44,7 @@ class WideResNet(BaseBackbone):
         depth (int): 6n + 4 layers, n blocks in each stage: 10, 16, 22, 28, 40, ...
         widen_factor (int): Factor on the channels 16, 32, 64 of the stages.
         out_indices (Sequence[int]): Stages, of 0 to 2, whose feature maps are returned. Defaults to ``(2, )``.
+        in_channels (int): Channels of the image. Defaults to 3.
         init_cfg (dict | list[dict] | None): By default, convolutions are normal with variance 2 / fan-out.
 
     Raises:
@@ -57,6 +58,7 @@ class WideResNet(BaseBackbone):
             depth: int,
             widen_factor: int,
             out_indices: Sequence[int] = (2, ),
+            in_channels: int = 3,
             init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg or dict(type='Kaiming', layer='Conv2d'))
         blocks = blocks_per_stage('WideResNet', depth, layers_outside=4, layers_per_block=2)
@@ -65,10 +67,10 @@ class WideResNet(BaseBackbone):
         self.out_indices = check_out_indices('WideResNet', out_indices, count=3)
 
         channels = 16
-        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         for stage in range(3):
-            in_channels, channels = channels, 16 * 2**stage * widen_factor
-            first = WideBlock(in_channels, channels, stride=1 if stage == 0 else 2)
+            before, channels = channels, 16 * 2**stage * widen_factor
+            first = WideBlock(before, channels, stride=1 if stage == 0 else 2)
             rest = [WideBlock(channels, channels, stride=1) for _ in range(blocks - 1)]
             self.add_module(f'block{stage + 1}', nn.Sequential(first, *rest))
         self.bn1 = nn.BatchNorm2d(channels)
