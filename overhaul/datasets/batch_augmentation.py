@@ -15,7 +15,7 @@ from overhaul.registry import MODELS
 class CropFlipPreprocessor(ClsDataPreprocessor):
     """mmpretrain's ``ClsDataPreprocessor``, which in training first crops and flips the batch at random.
 
-    For images (3, H, W) of one size: mirrors the borders, cuts (H, W) out, and flips, each image with its own draw. The
+    For images (C, H, W) of one size: mirrors the borders, cuts (H, W) out, and flips, each image with its own draw. The
     distribution is that of the official code, and of mmpretrain's ``RandomCrop`` and ``RandomFlip``, image by image.
 
     Args:

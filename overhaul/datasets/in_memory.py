@@ -11,7 +11,7 @@ from overhaul.registry import DATASETS
 
 @DATASETS.register_module()
 class InMemory(Dataset):
-    """Images (3, H, W) of one size with a label each, which go through the pipeline of ``dataset`` only once.
+    """Images (C, H, W) of one size with a label each, which go through the pipeline of ``dataset`` only once.
 
     For a pipeline without randomness; :class:`CropFlipPreprocessor` brings it back.
 

@@ -7,7 +7,7 @@ from overhaul.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class EvaluateAtInputSize(BaseTransform):
-    """Declares the present size of the image (H, W, 3) its original one, so that mmseg predicts (H, W) labels.
+    """Declares the present size of the image (H, W, C) its original one, so that mmseg predicts (H, W) labels.
 
     mmseg resizes predictions back to the size that the image file has. The official VOC script does not: it measures
     mIoU after the resize of the input, on masks resized likewise, so load the annotations before the resize and put
