@@ -31,7 +31,7 @@ class Renormalize(nn.Module):
                 'The data preprocessors of student and teacher have a mean or std for '
                 f'{" and ".join(map(str, sorted(channels)))} channels, and both see the same images. Give all of them '
                 'as many, or one for all channels.')
-        self.flip = source_flip != target_flip
+        self.flip = source_flip != target_flip and channels <= {3}  # only three channels are turned round
         if self.flip:
             source_mean, source_std = source_mean.flip(0), source_std.flip(0)
         self.register_buffer('scale', (source_std / target_std).view(-1, 1, 1), persistent=False)

@@ -41,6 +41,19 @@ def test_mmseg_and_mmpretrain_understand_each_other():
         normalized(PREPROCESSORS['rgb'], images), rtol=1e-4, atol=1e-4)
 
 
+def test_twelve_channels_are_normalised_anew_each_by_its_own_numbers():
+    channels = torch.arange(12.0)
+    source = ClsDataPreprocessor(mean=(10 * channels).tolist(), std=(1 + channels).tolist(), to_rgb=True)
+    target = SegDataPreProcessor(mean=[5.0] * 12, std=[4.0] * 12)
+    renormalize = Renormalize(source, target)
+    assert not renormalize.is_identity
+    seen = torch.ones(2, 12, 3, 3)  # of pixels 1 + c + 10 c; twelve channels are in no order that turns round
+    for channel, image in enumerate(renormalize(seen)[0]):
+        assert image.unique().item() == pytest.approx((1 + channel + 10 * channel - 5) / 4)
+    with pytest.raises(ValueError, match='a mean or std for 3 and 12 channels'):
+        Renormalize(source, PREPROCESSORS['rgb'])
+
+
 def test_a_teacher_of_another_normalisation_gives_the_features_that_it_gives_alone(tmp_path):
     teacher_file = save_teacher(tmp_path, wide_resnet(2))
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
