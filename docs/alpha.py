@@ -23,7 +23,7 @@ from sklearn.datasets import load_sample_images
 from torch.nn import functional
 
 from overhaul.engine import dry_run
-from overhaul.files.settings import read_config
+from overhaul.files.settings import plain_model, read_config, whole_model
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.probe import Strength, measure
 from overhaul.registry import build, is_type
@@ -34,7 +34,7 @@ SEEDS = 3  # one for large images, which take minutes
 
 @cache
 def photographs() -> list[torch.Tensor]:
-    """Return the two (1, 3, H, W)."""
+    """Return the two (1, 3, H, W), RGB."""
     return [torch.tensor(image).permute(2, 0, 1)[None].float() for image in load_sample_images().images]
 
 
@@ -64,7 +64,7 @@ def batch_of(cfg: Config, seed: int) -> dict:
     count = 32 if max(size) < 100 else 2
     if 'loss_decode' in head:  # divides by the images of the step, which here are fewer
         head.loss_decode.loss_weight = count / cfg.auto_scale_lr.base_batch_size
-    crops = Photographs(count * (seed + 1), size, head.num_classes, segmentation='loss_decode' in head)
+    crops = Photographs(count * (seed + 1), size, plain_model(cfg))
     return pseudo_collate([crops[count * seed + i] for i in range(count)])
 
 
@@ -76,9 +76,7 @@ def strength_of(path: Path, seed: int, trained: bool) -> tuple[Strength, Overhau
         cfg.model.teacher_checkpoint = None
     set_random_seed(seed)
     data = batch_of(cfg, seed)
-    if 'data_preprocessor' in cfg:
-        cfg.model.data_preprocessor = cfg.data_preprocessor
-    model = build(cfg.model, 'model', scope=cfg.default_scope)
+    model = build(whole_model(cfg), 'model')
     model.init_weights()
     return measure(model.train(), data), model
 

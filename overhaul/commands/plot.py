@@ -25,7 +25,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.settings import plain_model, read_config, student_only
+from overhaul.files.settings import plain_model, read_config, student_only, whole_model
 from overhaul.files.weights import load_distiller, load_weights
 from overhaul.registry import build
 from overhaul.reports import pictures
@@ -136,7 +136,7 @@ def before_and_after(arguments: argparse.Namespace) -> tuple[list[pictures.TapFe
     MMLogger.get_instance('plot', log_level='WARNING')  # else every weight's initialisation is told
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     seed = set_random_seed(cfg.get('randomness', {}).get('seed'))
-    model = build(cfg.model, 'model').to(get_device())
+    model = build(whole_model(cfg), 'model').to(get_device())
     model.init_weights()
     initial = {
         name: value.clone() for name, value in model.state_dict().items()

@@ -18,12 +18,13 @@ from torch import nn
 
 from overhaul.engine.dry_run import without_downloads
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.settings import model_of
+from overhaul.files.settings import model_of, plain_model, read_config, teacher_only, whole_model
 from overhaul.files.weights import Source, load_teacher
 from overhaul.method.margins import margin_from_batch_norm
 from overhaul.method.stages import auto_taps, find_stages, head_taps
 from overhaul.method.taps import Tap, Taps
 from overhaul.registry import build
+from overhaul.tasks import task_of
 
 
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,18 +43,18 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
 
 def networks(config: str, student: str | None) -> tuple[dict[str, nn.Module], str, dict]:
     """Return the models by what they are, a line on the weights of the first, and the config of the distillation."""
-    cfg = model_of(config)
+    cfg = read_config(config)
     if student is not None:
-        parts = {'teacher': cfg, 'student': model_of(student)}
-    elif 'teacher' in cfg:
-        parts = {name: {'_scope_': cfg['_scope_'], **model_of(cfg[name])} for name in ('teacher', 'student')}
+        parts = {'teacher': whole_model(cfg), 'student': model_of(student)}
+    elif 'teacher' in cfg.model:
+        parts = {'teacher': whole_model(cfg, teacher_only(cfg)), 'student': plain_model(cfg)}
     else:
-        parts = {'network': cfg}
+        parts = {'network': whole_model(cfg)}
     models = {}
     for name, part in parts.items():
         without_downloads(part)
         models[name] = build(part, name)
-    return models, _load(models, cfg.get('teacher_checkpoint')), cfg
+    return models, _load(models, cfg.model.get('teacher_checkpoint')), cfg.model
 
 
 def _load(models: dict[str, nn.Module], checkpoint: str | None) -> str:
@@ -66,6 +67,10 @@ def _load(models: dict[str, nn.Module], checkpoint: str | None) -> str:
         return f"{initial}, since the teacher's are not here. {error}"
     file = Source.of(checkpoint).file
     return f'Margins of the teacher are those of {file}, margins of the student those of initial weights.'
+
+
+def _network(model: nn.Module) -> str:
+    return type(model.get_submodule(task_of(model).trunk)).__name__
 
 
 def table(model: nn.Module, owner: str, size: tuple[int, int]) -> str:
@@ -110,7 +115,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
         models, weights, cfg = networks(arguments.config, arguments.student)
         size = tuple(arguments.size or cfg.get('input_size', (224, 224)))
         tables = [
-            f'\n{name.capitalize()}, {type(model.backbone).__name__}:\n{table(model, name, size)}'
+            f'\n{name.capitalize()}, {_network(model)}:\n{table(model, name, size)}'
             for name, model in models.items()]
         print('Images of {}x{}. '.format(*size) + weights, *tables, sep='\n')
         pair = models if 'student' in models else dict(teacher=models['network'], student=models['network'])

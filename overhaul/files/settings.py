@@ -204,21 +204,26 @@ def model_of(source: dict | str) -> dict:
     Raises:
         FileNotFoundError, ValueError: As :func:`read_config`.
     """
-    if not isinstance(source, str):
-        return source
-    cfg = read_config(source)
-    preprocessor = {'data_preprocessor': cfg.data_preprocessor} if 'data_preprocessor' in cfg else {}
-    return {'_scope_': cfg.get('default_scope', 'mmengine'), **preprocessor, **cfg.model}
+    return whole_model(read_config(source)) if isinstance(source, str) else source
 
 
-def plain_model(cfg: Config) -> dict:
-    """Return the config of the student of a distillation, or of the plain model that ``cfg`` trains, as it is built.
+def whole_model(cfg: Config, part: dict | None = None) -> dict:
+    """Return the config of the model that ``cfg`` trains, or of a ``part`` of it, as the runner builds it.
 
     It has the data preprocessor and the scope that the file gives beside the model.
     """
-    model = student_only(cfg) if 'student' in cfg.model else cfg.model
-    preprocessor = {'data_preprocessor': cfg.data_preprocessor} if 'data_preprocessor' in cfg else {}
-    return copy.deepcopy({'_scope_': cfg.get('default_scope') or 'mmengine', **preprocessor, **model})
+    model = {'_scope_': cfg.get('default_scope') or 'mmengine', **(cfg.model if part is None else part)}
+    return copy.deepcopy(with_preprocessor(model, cfg.get('data_preprocessor')))
+
+
+def plain_model(cfg: Config) -> dict:
+    """Return the config of the student of a distillation, or of the plain model that ``cfg`` trains, likewise."""
+    return whole_model(cfg, student_only(cfg) if 'student' in cfg.model else None)
+
+
+def with_preprocessor(model: dict, data_preprocessor: dict | None) -> dict:
+    """Return the config of a model with that ``data_preprocessor`` where it has none of its own."""
+    return model if data_preprocessor is None else {'data_preprocessor': dict(data_preprocessor), **model}
 
 
 def student_only(cfg: Config) -> ConfigDict:
@@ -227,24 +232,21 @@ def student_only(cfg: Config) -> ConfigDict:
     Raises:
         ValueError: If the config's model is no distillation.
     """
-    return _part(cfg, 'student')
+    return ConfigDict(with_preprocessor(_part(cfg, 'student'), cfg.model.get('data_preprocessor')))
 
 
 def teacher_only(cfg: Config) -> ConfigDict:
-    """Return the config of the teacher of a distillation.
+    """Return the config of the teacher of a distillation. Where it has no data preprocessor, it has the student's.
 
     Raises:
         ValueError: If the config's model is no distillation.
     """
-    return _part(cfg, 'teacher')
+    return ConfigDict(with_preprocessor(_part(cfg, 'teacher'), student_only(cfg).get('data_preprocessor')))
 
 
-def _part(cfg: Config, name: str) -> ConfigDict:
+def _part(cfg: Config, name: str) -> dict:
     if name not in cfg.model:
         raise ValueError(
             f'The model of this config is of type {type_name(cfg.model)}, which has no {name}. This is for '
             'configs of an overhaul.OverhaulDistiller.')
-    model = ConfigDict(model_of(cfg.model[name]))
-    if 'data_preprocessor' in cfg.model:
-        model.setdefault('data_preprocessor', cfg.model.data_preprocessor)
-    return model
+    return model_of(cfg.model[name])

@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from overhaul.compat import save_names_that_load
 from overhaul.files.checkpoints import examples
-from overhaul.files.settings import model_of
+from overhaul.files.settings import model_of, with_preprocessor
 from overhaul.files.weights import checksum, load_teacher, starting_weights
 from overhaul.method import recipe
 from overhaul.method.arguments import check_batch_norm, check_kind, check_size, check_taps
@@ -129,7 +129,7 @@ class OverhaulDistiller(BaseModel):
         check_size(input_size)
         check_batch_norm(teacher_batch_norm)
         check_taps(taps)
-        student = _with_preprocessor(model_of(student), data_preprocessor)
+        student = with_preprocessor(model_of(student), data_preprocessor)
         student_model = build(student, 'student')
         super().__init__(data_preprocessor=student_model.data_preprocessor)
         self.match_sizes, self.at_once = match_sizes, at_once
@@ -138,7 +138,7 @@ class OverhaulDistiller(BaseModel):
 
         self._take_student(student_model, student_checkpoint, task)
         missing = self._take_teacher(
-            _with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint)
+            with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint)
         self.renormalize = _renormalize(self.student, self.teacher)
 
         if taps == 'auto':
@@ -374,9 +374,9 @@ def _renormalize(student: nn.Module, teacher: nn.Module) -> Renormalize | None:
     of_student, of_teacher = (task_of(model).channels for model in (student, teacher))
     if of_student != of_teacher:
         raise ValueError(
-            f'The student takes images of {of_student} channels and the teacher of {of_teacher}, and both see the same '
-            'images. Give their data preprocessors a mean and a std for as many channels, and their backbones as many '
-            'in_channels.')
+            f'An image has {of_student} channel{"s" * (of_student > 1)} for the student and {of_teacher} for the '
+            'teacher, and both see the same images. Give their data preprocessors a mean and a std for as many '
+            'channels, and their backbones as many in_channels.')
     renormalize = Renormalize(student.data_preprocessor, teacher.data_preprocessor)
     if renormalize.is_identity:
         return None
@@ -390,10 +390,6 @@ def _resize(feature: Tensor, size: torch.Size) -> Tensor:
     if feature.shape[2:].numel() > size.numel():
         return nn.functional.adaptive_avg_pool2d(feature, size)
     return nn.functional.interpolate(feature, size, mode='bilinear', align_corners=False)
-
-
-def _with_preprocessor(cfg: dict, data_preprocessor: dict | None) -> dict:
-    return cfg if data_preprocessor is None else {'data_preprocessor': dict(data_preprocessor), **cfg}
 
 
 def _loss_names(student_paths: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 
 from overhaul.files.settings import read_config, student_only
 from overhaul.registry import build
+from overhaul.reports import pictures
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / 'configs/digits_wrn16_2_wrn10_1.py')
@@ -56,6 +57,17 @@ def test_each_command_draws_a_png(work_dirs, monkeypatch, capsys, arguments, lea
     picture = cv2.imread(f'{arguments[0]}.png')
     assert all(size >= limit for size, limit in zip(picture.shape, least))
     assert capsys.readouterr().out.endswith(f'Wrote {arguments[0]}.png\n')
+
+
+def test_features_are_of_images_that_are_normalised_as_in_the_training(work_dirs, monkeypatch, tmp_path):
+    seen = []
+    read_features = pictures.read_features
+    monkeypatch.setattr(pictures, 'read_features', lambda model, data: seen.append(
+        model.data_preprocessor(data)['inputs']) or read_features(model, data))
+    run('plot.py', 'features', CONFIG, work_dirs / 'distilled/iter_4.pth', '--out', tmp_path / 'features.png')
+    for images in seen:  # pixels of 0 to 255
+        assert images.min().item() == pytest.approx((0 - 78) / 96)
+        assert 1 < images.max().item() <= (255 - 78) / 96
 
 
 def test_predictions_are_drawn_a_row_per_image(tmp_path, monkeypatch):

@@ -75,6 +75,17 @@ def test_a_network_on_its_own(list_taps):
         (f'backbone.layer{i + 1}.1.relu:input', 2.0**(i - 3)) for i in range(4)]
 
 
+def test_a_network_that_is_no_backbone_is_named(list_taps, tmp_path):
+    pytest.importorskip('timm')
+    config = tmp_path / 'config.py'
+    config.write_text(
+        "default_scope = 'mmpretrain'\n"
+        "model = dict(type='TimmClassifier', model_name='resnet10t', in_chans=4, num_classes=5)\n")
+    output = list_taps(config, '--size', 32, 32)
+    assert '\nNetwork, ResNet:\n' in output
+    assert [row[0] for row in rows(output)['Network']][-1] == 'model.layer3.0.act2:input'
+
+
 def test_two_networks(list_taps):
     """One of which has no batch norms, and each of which is in its own package."""
     output = list_taps(

@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from overhaul.files.settings import model_of, read_config, student_only, teacher_only
+from overhaul.files.settings import model_of, plain_model, read_config, student_only, teacher_only, whole_model
 from overhaul.registry import MODELS
 
 DIGITS = str(Path(__file__).parents[2] / 'configs/digits_wrn16_2_wrn10_1.py')
@@ -135,6 +135,15 @@ def test_the_one_network_takes_the_common_preprocessor_unless_it_has_its_own():
         teacher=dict(type='T', data_preprocessor=own))))
     assert student_only(cfg).data_preprocessor == common
     assert teacher_only(cfg).data_preprocessor == own
+
+
+def test_a_teacher_without_a_preprocessor_has_the_students_as_in_the_distiller():
+    own = dict(type='Own')
+    cfg = Config(dict(data_preprocessor=dict(type='Beside'), model=dict(
+        type='overhaul.OverhaulDistiller', student=dict(type='S', data_preprocessor=own), teacher=dict(type='T'))))
+    assert teacher_only(cfg).data_preprocessor == own
+    assert plain_model(cfg)['data_preprocessor'] == own
+    assert whole_model(cfg)['data_preprocessor'] == dict(type='Beside')
 
 
 def test_a_config_that_is_no_distillation_has_no_part():
