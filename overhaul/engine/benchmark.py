@@ -23,7 +23,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from overhaul.engine import dry_run, malloc, modes
-from overhaul.files.settings import student_only, teacher_only
+from overhaul.files.settings import student_only, teacher_only, whole_model
+from overhaul.method.distiller import OverhaulDistiller
 from overhaul.registry import MODELS
 
 FLOOR, STUDENT = 'floor', 'student'
@@ -125,8 +126,7 @@ def build_step(cfg: Config, variant: str, batch_size: int, device: str) -> Calla
     cfg.train_dataloader.batch_size = batch_size
     dry_run.prepare(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    if 'data_preprocessor' in cfg:
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    cfg.model = whole_model(cfg)
     batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
@@ -138,12 +138,20 @@ def build_step(cfg: Config, variant: str, batch_size: int, device: str) -> Calla
     else:
         modes.turn_on(cfg, parts(variant))
     model = _build(cfg.model, device)
+    if variant != STUDENT:
+        _decide(model)
     if 'channels_last' in variant:
         model.to(memory_format=torch.channels_last)
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     if 'compile' in variant:
         modes.compile_losses(model)
     return lambda: model.train_step(batch, optim_wrapper)
+
+
+def _decide(model: OverhaulDistiller) -> None:
+    """Let margins and alpha that the data would decide be 0: a step costs the same whatever they are."""
+    for buffer in (*model.margins.buffers(), *model.distill_loss.buffers()):
+        buffer.masked_fill_(buffer.isnan(), 0)
 
 
 def _floor_step(cfg: Config, batch: dict, device: str) -> Callable[[], None]:

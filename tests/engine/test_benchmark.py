@@ -87,6 +87,19 @@ def test_each_variant_steps_what_it_says(monkeypatch):
     assert cfg.train_dataloader.batch_size == 50  # left as it was
 
 
+def test_what_data_would_decide_hinders_no_step(monkeypatch):
+    seen = []
+    build = benchmark._build
+    monkeypatch.setattr(benchmark, '_build', lambda *arguments: seen.append(build(*arguments)) or seen[-1])
+    cfg = read_config(CONFIG, {
+        'model.distill_loss': dict(type='PartialL2Loss', loss_weight='auto'), 'model.margin': dict(source='data')})
+    step = benchmark.build_step(cfg, 'eager', 4, 'cpu')
+    weight = seen[0].student.backbone.conv1.weight
+    before = weight.detach().clone()
+    step()
+    assert weight.isfinite().all() and not torch.equal(weight, before)
+
+
 @pytest.mark.parametrize('config, kind', [('digits_wrn16_2_wrn10_1', list), ('cifar100_wrn28_4_wrn16_2', torch.Tensor)])
 def test_a_batch_is_put_together_as_the_config_has_it(config, kind, monkeypatch):
     batches = []
