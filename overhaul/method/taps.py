@@ -318,17 +318,27 @@ def blank_pass(
             model(**task.batch(image), mode='tensor')
     except (AssertionError, RuntimeError) as error:
         backbone = type(getattr(model, 'backbone', model)).__name__
-        channels = re.search(r'mat1 and mat2 shapes|expected input.* to have \d+ channels', str(error))
-        advice = ('A layer is made for another number of channels than it gets: correct the in_channels, most often of '
-                  'the head.' if channels else 'If it is made for another size, give that as input_size.')
         raise ValueError(
             f'The model with the {backbone} failed on one image {tuple(image.shape[1:])} of the dry run: '
-            f'{error or type(error).__name__}. {advice}') from error
+            f'{error or type(error).__name__}. {_advice(str(error), image)}') from error
     finally:
         for hook in hooks:
             hook.remove()
         for module, training in modes:
             module.training = training
+
+
+def _advice(error: str, image: Tensor) -> str:
+    of_image = re.search(rf'expected input{re.escape(str(list(image.shape)))} to have (\d+) channels', error)
+    if of_image:
+        return (
+            f"Its data_preprocessor, the student's for a teacher without one, has a mean for {image.shape[1]} "
+            f'channels, and its first layer takes {of_image[1]}. Correct the in_channels of the backbone, or the mean '
+            'and the std; a teacher sees the images of its student, of as many channels.')
+    if re.search(r'mat1 and mat2 shapes|expected input.* to have \d+ channels', error):
+        return ('A layer is made for another number of channels than it gets: correct the in_channels, most often of '
+                'the head.')
+    return 'If it is made for another size, give that as input_size.'
 
 
 def _unknown_tap(path: str, owner: str, modules: dict[str, nn.Module]) -> str:
