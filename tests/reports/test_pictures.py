@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from mmpretrain.models import ClsDataPreprocessor
 from small_models import TAPS, batch, build_distiller
 from torch import nn
 
@@ -17,6 +18,7 @@ from overhaul.reports.pictures import (
     draw_tap_losses,
     read_features,
     to_array,
+    to_rgb,
 )
 
 
@@ -178,6 +180,21 @@ def test_predictions_stand_beside_image_and_truth_in_the_colours_of_the_dataset(
     assert [text.get_text() for text in figure.legends[0].texts] == ['a', 'b', 'c']
     with pytest.raises(ValueError, match='no palette'):
         draw_predictions(images, samples, dict(classes=('a', 'b', 'c')))
+
+
+@pytest.mark.parametrize(('channels', 'turned', 'expected'), [
+    (1, True, [0, 0, 0]), (2, True, [0, 0, 0]), (3, False, [0, 10, 20]), (3, True, [20, 10, 0]),
+    (4, True, [0, 10, 20]), (12, True, [0, 10, 20])])
+def test_images_of_any_channels_are_looked_at_as_rgb(channels, turned, expected):
+    image = (10 * torch.arange(channels, dtype=torch.uint8)).view(-1, 1, 1).expand(-1, 2, 3)
+    picture = to_rgb(image, ClsDataPreprocessor(to_rgb=turned))
+    assert picture.dtype == np.uint8 and picture.shape == (2, 3, 3)
+    assert (picture == expected).all()
+
+
+def test_images_of_other_numbers_are_stretched():
+    image = torch.tensor([0.0, 10000, 5000, 1e9]).view(-1, 1, 1).expand(-1, 2, 3)  # the fourth is not shown
+    assert (to_rgb(image, ClsDataPreprocessor()) == [0, 255, 127]).all()
 
 
 def test_a_picture_is_rgb():
