@@ -60,11 +60,17 @@ class Segmentation(Task):
     def draw(
             self, image: np.ndarray, sample: SegDataSample, metainfo: Mapping, truth: bool,
     ) -> tuple[np.ndarray, str] | None:
-        """Return the mask in the colours of its classes, over the image where it has no class."""
+        """Return the mask in the colours of its classes, over the image where it has no class.
+
+        Raises:
+            ValueError: If the dataset has no palette.
+        """
         from mmseg.visualization import SegLocalVisualizer
 
-        if 'palette' not in metainfo:
-            return None
+        if not metainfo.get('palette'):
+            raise ValueError(
+                'Predictions of a segmentation are drawn in the colours of their classes, and this dataset has no '
+                'palette. Give it one in its metainfo.')
         visualizer = SegLocalVisualizer(alpha=1)
         visualizer.dataset_meta = metainfo
         visualizer.add_datasample('', image, sample, with_labels=False, draw_gt=truth, draw_pred=not truth)

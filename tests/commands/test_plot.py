@@ -49,6 +49,7 @@ def work_dirs(tmp_path_factory):
     (['taps', 'distilled'], (500, 1000)),
     (['budget', 'results.csv', '--teacher', '0.44'], (500, 1000)),
     (['features', CONFIG, 'distilled/iter_4.pth'], (1000, 1600)),
+    (['predictions', CONFIG, 'a=distilled/iter_4.pth', '--images', '2'], (500, 600)),
     (['margins', CONFIG, 'distilled/iter_4.pth', '--channels', '2'], (1000, 1000))])
 def test_each_command_draws_a_png(work_dirs, monkeypatch, capsys, arguments, least):
     monkeypatch.chdir(work_dirs)
@@ -89,7 +90,6 @@ def test_pictures_come_with_one_line_of_options(work_dirs):
     (['budget', 'nothing.csv'], 'error: There is no file "nothing.csv"'),
     (['features', CONFIG, 'alone/iter_4.pth'], 'error: "alone/iter_4.pth" is not from the distillation of this config'),
     (['margins', CONFIG, 'nowhere.pth'], 'error: "nowhere.pth" does not exist'),
-    (['predictions', CONFIG, 'a=distilled/iter_4.pth'], 'error: Predictions are drawn of a segmentation'),
     (['features', str(ROOT / 'configs/digits_wrn16_2.py'), 'x.pth'],
      'error: The model of this config is of type ImageClassifier, which has no student')])
 def test_what_cannot_be_drawn_is_refused(work_dirs, monkeypatch, arguments, message):

@@ -108,8 +108,8 @@ def test_heads_of_the_paper_are_listed(list_taps):
     ((f'{ROOT}/configs/digits_wrn16_2_wrn10.py', ), 'There is no config file .*Nearest there: digits_wrn16_2_wrn10_1'),
     ((f'{ROOT}/configs/_base_/runtime.py', ), 'has no model'),
     (('mmpretrain::resnet/resnet18_8xb16_cifar11.py', ), 'has no config .*Nearest: resnet/resnet18_8xb16_cifar10'),
-    ((RESNET18, 'mmpretrain::lenet/lenet5_mnist.py', '--size', 32, 32),
-     r'The model with the LeNet5 failed on one image \(3, 32, 32\)'),
+    ((RESNET18, 'mmpretrain::lenet/lenet5_mnist.py', '--size', 8, 8),
+     r'The model with the LeNet5 failed on one image \(1, 8, 8\)'),
 ])
 def test_what_is_wrong_is_said_in_one_paragraph(list_taps, arguments, message):
     with pytest.raises(SystemExit) as exit_:

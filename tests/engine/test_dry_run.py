@@ -74,7 +74,7 @@ class Brightness(BaseModel):
             return means
         return dict(loss_mean=sum((mean - sample.brightness)**2 for mean, sample in zip(means, data_samples)))
 '''
-STRANGE_CONFIG = '''
+STRANGE_CONFIG = """
 custom_imports = dict(imports=['brightness'], allow_failed_imports=False)
 model = dict(
     type='overhaul.OverhaulDistiller', teacher=dict(type='Brightness', width=8), student=dict(type='Brightness'),
@@ -85,7 +85,7 @@ val_evaluator = dict(type='overhaul.VOCSubmission', folder='nowhere')
 train_cfg, val_cfg = dict(by_epoch=True, max_epochs=3), dict()
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
 default_hooks = dict(summary=dict(type='overhaul.SummaryHook', validate_teacher=False))
-'''
+"""
 
 
 @pytest.mark.parametrize('options', [[], ['--student-only']])

@@ -20,6 +20,7 @@ from overhaul.reports.pictures import (
     to_array,
     to_rgb,
 )
+from overhaul.tasks import Segmentation, Task
 
 
 def data(seed=0, size=4):
@@ -172,14 +173,17 @@ def test_predictions_stand_beside_image_and_truth_in_the_colours_of_the_dataset(
         SegDataSample(gt_sem_seg=PixelData(data=truth), pred_sem_seg=PixelData(data=predicted))
         for truth, predicted in zip(masks[0], masks[index])] for index, name in enumerate(['alone', 'distilled'], 1)}
     palette = np.array([[0, 0, 0], [255, 0, 9], [1, 2, 3]])
-    figure = draw_predictions(images, samples, dict(classes=('a', 'b', 'c'), palette=palette.tolist()))
+    task = Segmentation(nn.Identity())
+    figure = draw_predictions(task, images, samples, dict(classes=('a', 'b', 'c'), palette=palette.tolist()))
     assert [axes.get_title() for axes in figure.axes[:4]] == ['image', 'truth', 'alone', 'distilled']
     for row, image, truth, *predicted in zip((figure.axes[:4], figure.axes[4:]), images, *masks[:, :, 0]):
         panels = [axes.images[0].get_array() for axes in row]
         np.testing.assert_array_equal(panels, [image, *palette[torch.stack([truth, *predicted])]])
     assert [text.get_text() for text in figure.legends[0].texts] == ['a', 'b', 'c']
     with pytest.raises(ValueError, match='no palette'):
-        draw_predictions(images, samples, dict(classes=('a', 'b', 'c')))
+        draw_predictions(task, images, samples, dict(classes=('a', 'b', 'c')))
+    with pytest.raises(ValueError, match='How a prediction of the Identity is drawn is not known'):
+        draw_predictions(Task(nn.Identity()), images, samples, {})
 
 
 @pytest.mark.parametrize(('channels', 'turned', 'expected'), [
