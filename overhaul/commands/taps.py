@@ -18,6 +18,7 @@ from torch import nn
 
 from overhaul.engine.dry_run import without_downloads
 from overhaul.errors import one_paragraph_errors
+from overhaul.files.checkpoints import examples
 from overhaul.files.settings import model_of, plain_model, read_config, teacher_only, whole_model
 from overhaul.files.weights import Source, load_teacher
 from overhaul.method.margins import margin_from_batch_norm
@@ -61,11 +62,17 @@ def _load(models: dict[str, nn.Module], checkpoint: str | None) -> str:
     initial = 'Margins are those of initial weights'
     if checkpoint is None:
         return f'{initial}: the config names no teacher_checkpoint.'
+    teacher, file = models['teacher'], Source.of(checkpoint).file
     try:
-        load_teacher(models['teacher'], checkpoint)
+        missing = load_teacher(teacher, checkpoint)
     except FileNotFoundError as error:
         return f"{initial}, since the teacher's are not here. {error}"
-    file = Source.of(checkpoint).file
+    missing = [name for name in missing if name.startswith(task_of(teacher).trunk)]
+    if missing:
+        raise ValueError(
+            f'The checkpoint "{file}" does not fit the {type(teacher).__name__}: it lacks {len(missing)} tensors of '
+            f'its {_network(teacher)} ({examples(missing)}). Give the teacher in the config the architecture, depth '
+            'and width of the file, or name the file that belongs to it.')
     return f'Margins of the teacher are those of {file}, margins of the student those of initial weights.'
 
 

@@ -267,8 +267,8 @@ def draw_predictions(
         columns[name] = [task.draw(image, sample, metainfo, truth=False) for image, sample in zip(images, predicted)]
     if any(drawn is None for column in columns.values() for drawn in column):
         raise ValueError(
-            f'How a prediction of the {type(task.model).__name__} is drawn is not known. A task of your own can draw it: '
-            'docs/tasks.md.')
+            f'How a prediction of the {type(task.model).__name__} is drawn is not known. A task of your own can draw '
+            'it: docs/tasks.md.')
     columns = {'image': [(image, '') for image in images], **columns}
     figure = Figure((1.5 * len(columns), 1.5 * len(images) + 0.7), layout='constrained')
     for axes, (name, column) in zip(figure.subplots(len(images), len(columns), squeeze=False).T, columns.items()):

@@ -96,5 +96,5 @@ def test_a_model_of_no_known_task_is_tried_without_its_loss(options, tmp_path, c
     run_in_process(tmp_path, 'train.py', tmp_path / 'config.py', '--dry-run', *options)
     printed = capsys.readouterr().out
     assert "ok. 2 training steps without the task's loss and without validation, which need labels" in printed
-    assert ('distill.loss_bn: 0.0' in printed) == (options == [])
+    assert ('distill.loss_bn: ' in printed) == (options == [])
     assert options or 'Left out are the labels of a dry run' in printed
