@@ -1,6 +1,7 @@
 """Every workaround for the stack, each with its reason and the condition under which it can be deleted.
 
-One more, which must not need torch, is own_configs.py.
+Two more have a file of their own: own_configs.py, which must not need torch, and operators.py, which needs torchvision
+and is imported only when an operator is called.
 """
 
 import functools
@@ -43,11 +44,11 @@ def apply() -> None:
 
 
 def _stub_mmcv_ops() -> None:
-    """Let mmseg import next to mmcv-lite.
+    """Let mmseg and mmdet import next to mmcv-lite, and detect.
 
-    mmseg 1.2.2 imports ``mmcv.ops`` unconditionally and mmcv-lite has no compiled ``mmcv._ext``. The stub has every
-    operator, and each raises when it is called. A full mmcv is left as it is.
-    Delete when mmseg guards that import.
+    mmseg 1.2.2 and mmdet 3.3.0 import ``mmcv.ops`` unconditionally and mmcv-lite has no compiled ``mmcv._ext``. The
+    stub has every operator: those of operators.py work, any other raises when it is called. A full mmcv is left as it
+    is. Delete with operators.py, when both also guard that import.
     """
     if importlib.util.find_spec('mmcv') is None:
         raise ModuleNotFoundError(
@@ -61,7 +62,7 @@ def _stub_mmcv_ops() -> None:
 
 
 class _OperatorStub(ModuleType):
-    """Stands in for the compiled operators of mmcv: any name is there, none but the two below can be called."""
+    """Stands in for the compiled operators of mmcv: any name is there, to be looked for when it is called."""
 
     @staticmethod
     def get_compiler_version() -> str:
@@ -70,16 +71,16 @@ class _OperatorStub(ModuleType):
 
     get_compiling_cuda_version = get_compiler_version
 
-    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+    def __getattr__(self, name: str) -> Callable[..., object]:
         if name.startswith('__'):
             raise AttributeError(name)
 
-        def missing_operator(*_: object, **__: object) -> NoReturn:
-            raise ImportError(
-                f'The operator "{name}" is part of the full mmcv, and mmcv-lite is installed. '
-                'Replace it: `pip uninstall mmcv-lite`, then install mmcv as its documentation says.')
+        def operator(*arguments: object, **keywords: object) -> object:
+            from overhaul import operators
 
-        return missing_operator
+            return operators.find(name)(*arguments, **keywords)
+
+        return operator
 
 
 def _history_buffer_attribute(owner: object, name: str) -> object:
