@@ -59,6 +59,7 @@ setup(
         # mmcv and mmcv-lite install into the same folder, so a hard requirement on either would overwrite the other.
         # `pip install overhaul[lite]` brings the one that needs no compiler; with a full mmcv leave the extra out.
         'lite': ['mmcv-lite==2.1.0'],
+        'detection': ['mmdet==3.3.0', 'pycocotools'],
         'onnx': onnx,  # for tools/export_student.py --onnx
         'docs': ['pdoc'],
         'test': [

@@ -192,7 +192,12 @@ def deform_conv_backward_parameters(
 def modulated_deform_conv_forward(
         input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor, mask: Tensor, output: Tensor,
         columns: Tensor, *, with_bias: bool, **settings: int) -> None:
-    """Fill ``output`` with the deformable convolution, version 2, of ``input`` (N, C, H, W)."""
+    """Fill ``output`` with the deformable convolution, version 2, of ``input`` (N, C, H, W).
+
+    As in mmcv, offsets and masks that are larger than the output are read as if they were of its size: its first
+    numbers, whatever place they were meant for. DyHead has learned with that.
+    """
+    offset, mask = (_first(each, output.shape[2:]) for each in (offset, mask))
     operands = _operands(input, weight, offset, mask, bias if with_bias else None)
     output.copy_(_compiled.deform_conv2d(*operands, *_SETTINGS_2(settings), True))
 
@@ -202,9 +207,17 @@ def modulated_deform_conv_backward(
         grad_input: Tensor, grad_weight: Tensor, grad_bias: Tensor, grad_offset: Tensor, grad_mask: Tensor,
         grad_output: Tensor, *, with_bias: bool, **settings: int) -> None:
     """Fill the gradients of all that the convolution depends on, also of the bias if there is one."""
-    found = _compiled._deform_conv2d_backward(
+    offset, mask = (_first(each, grad_output.shape[2:]) for each in (offset, mask))
+    of_input, of_weight, *others, of_bias = _compiled._deform_conv2d_backward(
         *_wide(grad_output), *_operands(input, weight, offset, mask), *_SETTINGS_2(settings), True)
-    _fill([grad_input, grad_weight, grad_offset, grad_mask, grad_bias if with_bias else None], found)
+    _fill([grad_input, grad_weight, grad_bias if with_bias else None], [of_input, of_weight, of_bias])
+    for gradient, first in zip((grad_offset, grad_mask), others):
+        gradient.copy_(F.pad(first.flatten(1), (0, gradient[0].numel() - first[0].numel())).view_as(gradient))
+
+
+def _first(maps: Tensor, size: torch.Size) -> Tensor:
+    """Return the first numbers of each of ``maps`` (N, C, H, W) as one of the ``size`` (h, w)."""
+    return maps.flatten(1)[:, :maps.shape[1] * size.numel()].unflatten(1, (-1, *size))
 
 
 def _operands(

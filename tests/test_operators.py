@@ -190,6 +190,16 @@ def test_modulated_deformable_convolution(settings):
         maps, offset, mask, weight, *biases)
 
 
+def test_offsets_of_a_larger_map_are_read_as_mmcv_reads_them():
+    maps, _, weight, *_ = convolution()
+    offset, mask = random(2, 12, 5, 4), random(2, 6, 5, 4)
+    assert_same_with_gradients(
+        lambda maps, offset, mask: ops.modulated_deform_conv2d(maps, offset, mask, weight),
+        lambda maps, offset, mask: slow.deform_conv(
+            maps, offset.flatten(1)[:, :108].view(2, 12, 3, 3), weight, mask.flatten(1)[:, :54].view(2, 6, 3, 3)),
+        maps, offset, mask)
+
+
 def test_gradients_of_convolutions_are_those_of_small_changes():
     maps, offset, weight, mask, bias = (each[:1, :].requires_grad_() if each.dim() == 4 and len(each) == 2
                                         else each.requires_grad_() for each in convolution(kernel=(2, 2)))
