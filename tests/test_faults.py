@@ -114,7 +114,7 @@ def test_machines_with_different_teachers_do_not_begin(train, tmp_path):
     (True, 'gloo/transport/tcp/pair.cc:538] Read error [::1]:30600: Connection reset by peer', 'Connection reset'),
     (True, 'NCCL error: remote process exited or there was a network error', 'remote process exited'),
     (True, 'Timed out waiting 1800000ms for recv operation to complete', 'Timed out'),
-    (True, 'CUDA out of memory', None),
+    (True, 'CUDA error: an illegal memory access was encountered', None),
     (False, 'Connection reset by peer', None)])
 def test_lost_process_is_told_from_other_errors(monkeypatch, distributed, text, told):
     monkeypatch.setattr(dist, 'is_distributed', lambda: distributed)

@@ -209,7 +209,7 @@ class Taps:
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str], owner: str) -> None:
-        self._task, self.tokens = task_of(model), Tokens(model)
+        self.tokens = Tokens(model)
         self.taps = [Tap(model, path, owner, self.tokens) for path in paths]
 
     def __iter__(self) -> Iterator[Tap]:
@@ -247,7 +247,7 @@ class Taps:
         self.start(model)
         try:
             with suppress(ForwardDone):
-                model(**self._task.batch(inputs), mode='tensor')
+                model(inputs, mode='tensor')
             return self.take()
         finally:
             self.stop()
@@ -315,7 +315,7 @@ def blank_pass(
     model.eval()
     try:
         with torch.no_grad():
-            model(**task.batch(image), mode='tensor')
+            model(image, mode='tensor')
     except (AssertionError, RuntimeError) as error:
         backbone = type(getattr(model, 'backbone', model)).__name__
         raise ValueError(

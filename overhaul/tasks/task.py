@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from overhaul.registry import TASKS, nearest
@@ -81,10 +81,6 @@ class Task:
     def num_classes(self) -> int | None:
         """Number of classes that the model tells apart, None where there are none or several numbers of them."""
         return None
-
-    def batch(self, images: Tensor) -> dict[str, object]:
-        """Return what the model is called with in ``tensor`` mode for normalised ``images`` (N, C, H, W)."""
-        return dict(inputs=images)
 
     def random_sample(self, size: tuple[int, int], generator: torch.Generator) -> BaseDataElement | None:
         """Return the data sample of an image of ``size`` (H, W) with random annotations; None where that is not known.

@@ -45,7 +45,7 @@ def test_a_training_on_a_cpu_keeps_it(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr('overhaul.engine.malloc.keep_freed', lambda: calls.append(True))
     for gpu in (False, True):
-        monkeypatch.setattr('mmengine.device.is_cuda_available', lambda gpu=gpu: gpu)
+        monkeypatch.setattr('overhaul.commands.train.is_cuda_available', lambda gpu=gpu: gpu)
         with pytest.raises(SystemExit, match='does not exist'):  # it goes on to the weights, which are not there
             run_in_process(tmp_path, 'train.py', CONFIG, options=['model.teacher_checkpoint=none.pth'])
         assert calls == [True]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from mmengine.runner import Runner
+from mmpretrain.models import HuggingFaceClassifier
 from mmpretrain.structures import DataSample
 
 from overhaul.files import weights
@@ -476,7 +477,9 @@ def test_a_file_of_hugging_face(tmp_path, monkeypatch):
     transformers.AutoConfig = SimpleNamespace(from_pretrained=lambda name: None)
     transformers.AutoModelForImageClassification = SimpleNamespace(from_config=lambda config: Network())
     monkeypatch.setitem(sys.modules, 'transformers', transformers)
-    monkeypatch.setattr('mmpretrain.utils.dependency.satisfy_requirement', lambda name: True)
+    init = HuggingFaceClassifier.__init__
+    # mmpretrain looked for the package when it was imported.
+    monkeypatch.setattr(HuggingFaceClassifier, '__init__', getattr(init, '__wrapped__', init))
     cfg = dict(type='mmpretrain.HuggingFaceClassifier', model_name='resnet')
     reference, model = Network(), MODELS.build(cfg)
     load_weights(model, save(tmp_path, reference.state_dict(), 'pytorch_model.bin'))
