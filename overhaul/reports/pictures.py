@@ -297,6 +297,7 @@ def to_rgb(image: Tensor, preprocessor: nn.Module) -> np.ndarray:
     turned = len(image) == 3 and turns_channels(preprocessor)
     image = image[:3] if len(image) > 2 else image[:1].expand(3, -1, -1)
     if image.dtype != torch.uint8:
+        image = image.float()  # aminmax is not there for every type
         least, greatest = image.aminmax()
         image = ((image - least) * (255 / (greatest - least).clamp(min=1e-9))).to(torch.uint8)
     return (image.flip(0) if turned else image).permute(1, 2, 0).numpy()

@@ -199,6 +199,9 @@ def test_images_of_any_channels_are_looked_at_as_rgb(channels, turned, expected)
 def test_images_of_other_numbers_are_stretched():
     image = torch.tensor([0.0, 10000, 5000, 1e9]).view(-1, 1, 1).expand(-1, 2, 3)  # the fourth is not shown
     assert (to_rgb(image, ClsDataPreprocessor()) == [0, 255, 127]).all()
+    deep = np.array([0, 65535, 32768], np.uint16).reshape(3, 1, 1)
+    assert (to_rgb(torch.from_numpy(deep), ClsDataPreprocessor()) == [0, 255, 127]).all()
+    assert (to_rgb(torch.tensor([False, True, True]).view(3, 1, 1), ClsDataPreprocessor()) == [0, 255, 255]).all()
 
 
 def test_a_picture_is_rgb():
