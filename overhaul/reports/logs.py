@@ -1,4 +1,4 @@
-"""Reads what trainings have logged, and the results that tools/compare.py writes."""
+"""Reads what trainings have logged, and the results that `overhaul compare` writes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def read_log(work_dir: str | Path) -> Log:
 
 
 class Results(NamedTuple):
-    """What tools/compare.py found: what is varied, the unit, and by side and value one result per seed.
+    """What `overhaul compare` found: what is varied, the unit, and by side and value one result per seed.
 
     Where each run has several results, as a model of several tasks has, it is the first of them.
     """
@@ -95,14 +95,14 @@ class Results(NamedTuple):
 
 
 def read_results(path: str | Path) -> Results:
-    """Read a CSV that tools/compare.py wrote.
+    """Read a CSV that `overhaul compare` wrote.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is something else, or has nothing in it.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f'There is no file "{path}". tools/compare.py writes one with --csv "{path}".')
+        raise FileNotFoundError(f'There is no file "{path}". `overhaul compare` writes one with --csv "{path}".')
     with open(path, newline='') as file:
         header, *rows = list(csv.reader(file)) or [[]]
     try:
@@ -114,6 +114,6 @@ def read_results(path: str | Path) -> Results:
             raise ValueError
     except ValueError:
         raise ValueError(
-            f'"{path}" is no result of tools/compare.py --csv, which has the columns side, KEY, seed, UNIT, and a row '
-            'for each run, of the same values on each side. Write one anew.') from None
+            f'"{path}" is no result of `overhaul compare` --csv, which has the columns side, KEY, seed, UNIT, and a '
+            'row for each run, of the same values on each side. Write one anew.') from None
     return Results(key, unit, {side: dict(values) for side, values in sides.items()})

@@ -63,7 +63,7 @@ def test_results_by_side_and_value(tmp_path):
 def test_what_is_no_result_is_refused(tmp_path, text):
     file = tmp_path / 'a.csv'
     file.write_text(text)
-    with pytest.raises(ValueError, match='is no result of tools/compare.py --csv'):
+    with pytest.raises(ValueError, match='is no result of `overhaul compare` --csv'):
         read_results(file)
     with pytest.raises(FileNotFoundError, match='There is no file'):
         read_results(tmp_path / 'b.csv')
