@@ -35,7 +35,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     command_line = (sys.argv[1:] if command_line is None else list(command_line)) or ['--help']
     command = parser.parse_args(command_line[:1]).command
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0) or COMMANDS
+        near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0)
         parser.error(f'there is no command "{command}". Nearest: {", ".join(near)}')
     sys.argv[0] = f'overhaul {command}'  # the name of the program in the help and the errors of the command
     import_module(f'overhaul.commands.{command}').main(command_line[1:])
