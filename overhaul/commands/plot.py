@@ -25,7 +25,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.settings import plain_model, read_config, student_only, whole_model
+from overhaul.files.settings import plain_model, read_config, student_only, task_name, whole_model
 from overhaul.files.weights import load_distiller, load_weights
 from overhaul.registry import build
 from overhaul.reports import pictures
@@ -126,7 +126,7 @@ def predictions(arguments: argparse.Namespace) -> Figure:
         samples[name] = [model.test_step(batch)[0] for batch in loader]
     images = [pictures.to_rgb(batch['inputs'][0], model.data_preprocessor) for batch in loader]
     return pictures.draw_predictions(
-        task_of(model, cfg.model.get('task')), images, samples, loader.dataset.metainfo)
+        task_of(model, task_name(cfg)), images, samples, loader.dataset.metainfo)
 
 
 def before_and_after(arguments: argparse.Namespace) -> tuple[list[pictures.TapFeatures], list[pictures.TapFeatures]]:

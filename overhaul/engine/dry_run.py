@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.data import Dataset
 
 from overhaul.engine.hooks.runner import bare_model
-from overhaul.files.settings import model_of, plain_model
+from overhaul.files.settings import model_of, plain_model, task_name
 from overhaul.registry import DATASETS, HOOKS, build, is_type
 from overhaul.tasks import task_of
 
@@ -48,7 +48,7 @@ def prepare(cfg: Config) -> None:
         cfg.model.teacher_checkpoint = cfg.model.student_checkpoint = None
     cfg.load_from, cfg.resume = None, False
 
-    data = dict(type='overhaul.RandomImages', size=size, model=plain_model(cfg), task=cfg.model.get('task'))
+    data = dict(type='overhaul.RandomImages', size=size, model=plain_model(cfg), task=task_name(cfg))
     for loader, batches in ((cfg.train_dataloader, _STEPS), (cfg.get('val_dataloader'), 1)):
         if loader is None:
             continue

@@ -14,7 +14,7 @@ from torch import nn
 from overhaul import __version__
 from overhaul.files.checkpoints import read_checkpoint
 from overhaul.files.onnx_graph import OnnxGraph
-from overhaul.files.settings import plain_model, read_config
+from overhaul.files.settings import plain_model, read_config, task_name
 from overhaul.files.weights import load_weights
 from overhaul.files.whole import write_whole
 from overhaul.registry import DATASETS, MODELS, build, is_type, short_name, type_name
@@ -66,7 +66,7 @@ def export_student(
     cfg = read_config(config)
     plain = student_config(cfg)
     model = build(copy.deepcopy(plain.model), 'student', scope=plain.default_scope).eval()  # building edits a config
-    task = task_of(model, cfg.model.get('task'))
+    task = task_of(model, task_name(cfg))
     graph = OnnxGraph(task, size or cfg.model.get('input_size')) if onnx else None
     load_weights(model, checkpoint)
     own = _of_this_package(model)

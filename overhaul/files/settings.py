@@ -221,6 +221,11 @@ def plain_model(cfg: Config) -> dict:
     return whole_model(cfg, student_only(cfg) if 'student' in cfg.model else None)
 
 
+def task_name(cfg: Config) -> str | None:
+    """Return the task that the config of a distillation names; a plain model's argument ``task`` is its own."""
+    return cfg.model.get('task') if 'student' in cfg.model else None
+
+
 def with_preprocessor(model: dict, data_preprocessor: dict | None) -> dict:
     """Return the config of a model with that ``data_preprocessor`` where it has none of its own."""
     return model if data_preprocessor is None else {'data_preprocessor': dict(data_preprocessor), **model}

@@ -126,6 +126,7 @@ class OverhaulDistiller(BaseModel):
             dict | None, 'a dict, as in dict(type="...")',
             connector=connector, margin=margin, distill_loss=distill_loss)
         check_kind(bool, 'True or False', teacher_dropout=teacher_dropout, match_sizes=match_sizes, at_once=at_once)
+        check_kind(str | None, 'the name of a task', task=task)
         check_size(input_size)
         check_batch_norm(teacher_batch_norm)
         check_taps(taps)
@@ -153,7 +154,8 @@ class OverhaulDistiller(BaseModel):
         self.train()
 
     def _take_student(self, student: nn.Module, checkpoint: str | dict | None, task: str | None) -> None:
-        student.task_name = task
+        if task is not None:
+            student._overhaul_task = task
         self.student = student
         tell_what_is_left_out(task_of(student))
         save_names_that_load(student)

@@ -36,8 +36,10 @@ class Segmentation(Task):
         """That of the last decode head."""
         return getattr(self.model, 'num_classes', None)
 
-    def random_sample(self, size: tuple[int, int], generator: torch.Generator) -> SegDataSample:
-        """Return a sample with a mask (1, H, W), and the map of edges that some heads learn beside it."""
+    def random_sample(self, size: tuple[int, int], generator: torch.Generator) -> SegDataSample | None:
+        """Return a sample with a mask (1, H, W), and the map of edges that some heads learn; None without classes."""
+        if self.num_classes is None:
+            return None
         from mmseg.structures import SegDataSample
 
         mask, edges = (torch.randint(0, most, (1, *size), generator=generator) for most in (self.num_classes, 2))
@@ -95,4 +97,4 @@ class _Logits(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits = self.model(images, mode='tensor')
         return nn.functional.interpolate(
-            logits, size=images.shape[2:], mode='bilinear', align_corners=self.model.align_corners)
+            logits, size=images.shape[2:], mode='bilinear', align_corners=getattr(self.model, 'align_corners', False))

@@ -41,7 +41,6 @@ class Task:
 
     Attributes:
         quotes: How metrics are quoted, by their names, the one to quote first.
-        package: The module of the package whose models these are, for messages; None where it can be any.
     """
 
     quotes: ClassVar[Mapping[str, Quote]] = {}
@@ -109,8 +108,10 @@ class Task:
 
     def loading(self, config: str, weights: str) -> str:
         """Return the Python that loads an exported model."""
-        return (f"mmengine.registry.MODELS.build(mmengine.Config.fromfile('{config}').model).load_state_dict("
-                f"torch.load('{weights}')['state_dict'])")
+        return (f"cfg = mmengine.Config.fromfile('{config}'); "
+                "mmengine.registry.init_default_scope(cfg.get('default_scope', 'mmengine')); "
+                "model = mmengine.registry.MODELS.build(cfg.model); "
+                f"model.load_state_dict(torch.load('{weights}')['state_dict'])")
 
     def draw(
             self, image: np.ndarray, sample: BaseDataElement, metainfo: Mapping, truth: bool,
@@ -141,7 +142,7 @@ def task_of(model: nn.Module, name: str | None = None) -> Task:
         ValueError: If no task is called ``name``; names the nearest.
     """
     model = getattr(model, 'student', model)
-    name = name or getattr(model, 'task_name', None)
+    name = name or getattr(model, '_overhaul_task', None)
     TASKS.import_from_location()
     if name is not None:
         if name not in TASKS.module_dict:
@@ -167,7 +168,8 @@ def classes_of(dataset: object) -> int:
 
 
 def _names(owner: object, attribute: str) -> Sequence[str]:
-    return (getattr(owner, attribute, None) or {}).get('classes') or ()
+    names = (getattr(owner, attribute, None) or {}).get('classes')
+    return () if names is None else names
 
 
 def _other_names(own: Sequence[str], given: Sequence[str]) -> str | None:

@@ -3,15 +3,19 @@
 import re
 from pathlib import Path
 
+import mmengine
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModel, ImgDataPreprocessor
 from small_models import CLASSES, build_distiller, build_model, resnet, segmentor, wide_resnet
 from torch import nn
 
 from overhaul.files.onnx_graph import OnnxGraph
+from overhaul.files.settings import task_name
 from overhaul.registry import MODELS, TASKS
-from overhaul.tasks import Classification, Segmentation, Task, task_of
+from overhaul.tasks import Classification, Segmentation, Task, classes_of, task_of
 from overhaul.tasks.results import deciding
 
 PAGE = (Path(__file__).parents[2] / 'docs/tasks.md').read_text()
@@ -127,6 +131,17 @@ def test_classes_of_other_names_or_in_another_order_are_told(cfg, names, reason)
     assert judge(cfg, data=Data(*'abcde'), names=names) == reason
 
 
+def test_names_of_classes_may_be_an_array():
+    data = Data()
+    data.metainfo = dict(classes=np.array(list('bacde')))
+    assert classes_of(data) == 5
+    assert judge(wide_resnet(), data=data, names='abcde').startswith('its classes are in another order')
+
+
+def depth_estimator():
+    return dict(segmentor(), type='DepthEstimator', test_cfg=dict(mode='whole'))
+
+
 class Strange(BaseModel):
     """A model of no package: it tells the mean of an image."""
 
@@ -166,6 +181,37 @@ def test_a_task_is_named_and_a_wrong_name_tells_the_nearest(strange_pair):
         build_distiller(**strange_pair, task='segmentatoin')
 
 
+def test_a_task_that_is_no_name_is_refused(strange_pair):
+    with pytest.raises((TypeError, ValueError), match='task.*the name of a task'):
+        build_distiller(**strange_pair, task=['segmentation'])
+
+
+def test_the_argument_task_of_a_plain_model_is_its_own():
+    assert task_name(Config(dict(model=dict(type='OFA', task='caption')))) is None
+    assert task_name(Config(dict(model=dict(student={}, task='segmentation')))) == 'segmentation'
+
+
+def test_a_model_of_no_classes_that_is_named_a_segmentation_is_without_labels_and_has_a_graph():
+    task = Segmentation(Strange())
+    assert task.random_sample(SIZE, torch.Generator()) is None
+    assert task.graph().module(torch.rand(2, 3, *SIZE)).shape == (2, 1, *SIZE)
+
+
+@pytest.mark.parametrize('scope', ['mmseg', None])
+def test_the_line_that_loads_a_model_of_no_task_gives_the_model(scope, tmp_path, strange_pair):
+    cfg = dict(type='Strange') if scope is None else depth_estimator()
+    model = build_model(dict(cfg))
+    config, weights = tmp_path / 'model.py', tmp_path / 'model.pth'
+    cfg.pop('_scope_', None)
+    named = dict(type='overhaul.Strange') if scope is None else cfg
+    Config(dict(model=named, **({'default_scope': scope} if scope else {}))).dump(config)
+    torch.save(dict(state_dict=model.state_dict()), weights)
+    names = dict(mmengine=mmengine, torch=torch)
+    exec(Task(model).loading(config, weights), names)
+    assert type(names['model']) is type(model)
+    assert all(value.equal(names['model'].state_dict()[name]) for name, value in model.state_dict().items())
+
+
 @pytest.fixture
 def task_of_the_page():
     known = dict(TASKS.module_dict)
@@ -176,7 +222,7 @@ def task_of_the_page():
 
 
 def test_the_task_of_the_page_makes_the_depth_estimators_of_mmseg_known(task_of_the_page):
-    cfg = dict(segmentor(), type='DepthEstimator', test_cfg=dict(mode='whole'))
+    cfg = depth_estimator()
     cfg['decode_head'] = dict(cfg['decode_head'], num_classes=1, out_channels=1, threshold=0.3)
     task = task_of(build_model(cfg))
     assert type(task).__name__ == 'Depth'
@@ -187,5 +233,4 @@ def test_the_task_of_the_page_makes_the_depth_estimators_of_mmseg_known(task_of_
 
 
 def test_without_it_they_are_of_no_task_that_is_known():
-    cfg = dict(segmentor(), type='DepthEstimator', test_cfg=dict(mode='whole'))
-    assert type(task_of(build_model(cfg))) is Task
+    assert type(task_of(build_model(depth_estimator()))) is Task
