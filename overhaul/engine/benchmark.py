@@ -127,17 +127,20 @@ def build_step(cfg: Config, variant: str, batch_size: int, device: str) -> Calla
     dry_run.prepare(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     cfg.model = whole_model(cfg)
-    batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    batch, annotated = next(iter(loader)), loader.dataset.annotated
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     MMLogger.get_instance('benchmark', log_level='WARNING')  # or there is a line for each weight that is initialised
     if variant == FLOOR:
-        return _floor_step(cfg, batch, device)
+        return _floor_step(cfg, batch, device, annotated)
     if variant == STUDENT:
         cfg.model = student_only(cfg)
     else:
         modes.turn_on(cfg, parts(variant))
     model = _build(cfg.model, device)
+    if not annotated:
+        dry_run.leave_out_task_loss(getattr(model, 'student', model))
     if variant != STUDENT:
         _decide(model)
     if 'channels_last' in variant:
@@ -154,8 +157,10 @@ def _decide(model: OverhaulDistiller) -> None:
         buffer.masked_fill_(buffer.isnan(), 0)
 
 
-def _floor_step(cfg: Config, batch: dict, device: str) -> Callable[[], None]:
+def _floor_step(cfg: Config, batch: dict, device: str, annotated: bool) -> Callable[[], None]:
     teacher, student = _build(teacher_only(cfg), device), _build(student_only(cfg), device)
+    if not annotated:
+        dry_run.leave_out_task_loss(student)
     optimizer = build_optim_wrapper(student, cfg.optim_wrapper).optimizer
 
     def step() -> None:

@@ -135,7 +135,7 @@ class DryRunHook(Hook):
         self._annotated = runner.train_dataloader.dataset.annotated
         if not self._annotated:
             model = bare_model(runner)
-            _leave_out_task_loss(getattr(model, 'student', model))
+            leave_out_task_loss(getattr(model, 'student', model))
             runner._val_loop = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
@@ -162,7 +162,7 @@ class DryRunHook(Hook):
             f'{peak / 2**20:.0f} MiB. Teacher and data are random, so losses and errors above say nothing.')
 
 
-def _leave_out_task_loss(model: nn.Module) -> None:
+def leave_out_task_loss(model: nn.Module) -> None:
     """Let ``model`` have a loss of 0, whose gradient reaches all that it gives."""
     forward = model.forward
 

@@ -184,3 +184,9 @@ def test_what_cannot_be_measured_is_refused(config, device, modes, message, monk
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(ValueError, match=message):
         benchmark.measure(read_config(ROOT / f'configs/{config}.py'), 2, device, 1, modes)
+
+
+@pytest.mark.parametrize('variant', ['floor', 'student', 'eager'])
+def test_a_model_whose_annotations_are_not_known_is_measured_without_its_task_loss(variant, monkeypatch):
+    monkeypatch.setattr('overhaul.tasks.Classification.random_sample', lambda *_: None)
+    benchmark.build_step(read_config(CONFIG), variant, 2, 'cpu')()
