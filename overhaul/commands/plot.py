@@ -18,14 +18,13 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.settings import plain_model, read_config, student_only, task_name, whole_model
+from overhaul.files.settings import Overrides, plain_model, read_config, student_only, task_name, whole_model
 from overhaul.files.weights import load_distiller, load_weights
 from overhaul.registry import build
 from overhaul.reports import pictures
@@ -59,7 +58,7 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
         model.add_argument('config')
         model.add_argument('checkpoint', help='iter_*.pth or epoch_*.pth of the distillation')
         model.add_argument('--channels', type=int, default=2 if draw is features else 3, help='how many of each tap')
-        model.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+        model.add_argument('--cfg-options', nargs='+', action=Overrides, metavar='KEY=VALUE')
     segmented = command(predictions, 'Draw what students predict, beside test images and the truth.')
     segmented.add_argument('config')
     segmented.add_argument('checkpoints', nargs='+', metavar='NAME=CHECKPOINT', help='title of a column, weights')
@@ -69,6 +68,8 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
         parser.error(f'--out {arguments.out} is to end in .png')
     if getattr(arguments, 'channels', 1) < 1:
         parser.error('draw at least one of the --channels')
+    if getattr(arguments, 'images', 1) < 1:
+        parser.error('draw at least one of the --images')
     if getattr(arguments, 'names', None) and len(arguments.names) != len(arguments.work_dir):
         parser.error('give as many --names as work directories')
     if not all('=' in checkpoint for checkpoint in getattr(arguments, 'checkpoints', [])):
@@ -116,6 +117,10 @@ def predictions(arguments: argparse.Namespace) -> Figure:
     """Return the first images of the test data, their truth, and what the students of the checkpoints predict."""
     cfg = read_config(arguments.config)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
+    if cfg.get('test_dataloader') is None:
+        raise ValueError(
+            f'The config "{arguments.config}" has no test_dataloader. Give it one: predictions are drawn on '
+            'its images.')
     cfg.test_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
     cfg.test_dataloader.dataset.indices = arguments.images
     loader = Runner.build_dataloader(cfg.test_dataloader)

@@ -95,3 +95,12 @@ def test_pictures_come_with_one_line_of_options(work_dirs):
 def test_what_cannot_be_drawn_is_refused(work_dirs, monkeypatch, arguments, message):
     monkeypatch.chdir(work_dirs)
     assert refused(*arguments).startswith(message)
+
+
+def test_predictions_of_no_image_or_of_no_test_data_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run('plot.py', 'predictions', CONFIG, 'a=some.pth', '--images', '0')
+    assert 'at least one of the --images' in capsys.readouterr().err
+    config = tmp_path / 'config.py'
+    config.write_text(f'_base_ = {str(CONFIG)!r}\ntest_dataloader = None\n')
+    assert 'has no test_dataloader' in refused('predictions', config, 'a=some.pth')
