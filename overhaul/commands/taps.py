@@ -67,7 +67,9 @@ def _load(models: dict[str, nn.Module], checkpoint: str | None) -> str:
         missing = load_teacher(teacher, checkpoint)
     except FileNotFoundError as error:
         return f"{initial}, since the teacher's are not here. {error}"
-    missing = [name for name in missing if name.startswith(task_of(teacher).trunk)]
+    trunk = f'{task_of(teacher).trunk}.'
+    if any(name.startswith(trunk) for name in teacher.state_dict()):  # those of timm's classifiers do not
+        missing = [name for name in missing if name.startswith(trunk)]
     if missing:
         raise ValueError(
             f'The checkpoint "{file}" does not fit the {type(teacher).__name__}: it lacks {len(missing)} tensors of '

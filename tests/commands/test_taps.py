@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from small_models import save_teacher, wide_resnet
+from torch import nn
 
 from overhaul.files.checkpoints import read_checkpoint
 from overhaul.files.settings import model_of
@@ -131,3 +132,17 @@ def test_a_teacher_that_does_not_fit_is_refused(list_taps, tmp_path):
     config.write_text(f'_base_ = {DIGITS!r}\nmodel = dict(teacher_checkpoint={checkpoint!r})\n')
     with pytest.raises(SystemExit, match='does not fit the ImageClassifier'):
         list_taps(config)
+
+
+def test_what_a_file_lacks_of_a_trunk_is_told_by_whole_names(monkeypatch):
+    from overhaul.commands import taps
+    monkeypatch.setattr(taps, 'load_teacher', lambda *_: ['backbone2.weight'])
+    teacher = nn.Module()
+    teacher.backbone, teacher.backbone2 = nn.Linear(1, 1), nn.Linear(1, 1)
+    assert taps._load(dict(teacher=teacher, student=teacher), 'a.pth').startswith('Margins of the teacher are those')
+    timm = nn.Module()
+    timm.model = nn.Linear(1, 1)
+    timm.state_dict = lambda: dict(weight=timm.model.weight)  # without the trunk, as TimmClassifier has it
+    monkeypatch.setattr(taps, 'load_teacher', lambda *_: ['weight'])
+    with pytest.raises(ValueError, match='lacks 1 tensors of its Linear'):
+        taps._load(dict(teacher=timm, student=timm), 'a.pth')
