@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 from overhaul.commands import train as training
 from overhaul.engine.followed import give_rules, rules_in
@@ -221,6 +221,18 @@ def run_all(
     return key, variants, {run: metrics[run] for run in commands}
 
 
+def rules_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return of which metrics less or more is better, as the config and ``--cfg-options`` say it of every run.
+
+    Raises:
+        ValueError: If they follow a metric of which nobody knows that.
+    """
+    options = (option.partition('=') for option in arguments.cfg_options)
+    cfg = read_config(arguments.config, {key: DictAction._parse_iterable(value) for key, _, value in options})
+    give_rules(cfg)
+    return rules_in(cfg)
+
+
 def main(command_line: Sequence[str] | None = None) -> None:
     """Run everything and print the table."""
     arguments = parse_arguments(command_line)
@@ -230,11 +242,11 @@ def main(command_line: Sequence[str] | None = None) -> None:
         try:
             cfg = read_config(arguments.config)
             student_only(cfg)  # refuses what is no distillation
+            rules = rules_of(arguments)
             key, variants, metrics = run_all(arguments, cfg)
         except ChildProcessError as error:
             sys.exit(f'error: {error}')
-        give_rules(cfg)
-        quotes = {run: quoted(values, rules_in(cfg)) for run, values in metrics.items()}
+        quotes = {run: quoted(values, rules) for run, values in metrics.items()}
         results = {run: {result.unit: result.value for result in some} for run, some in quotes.items()}
         better = {result.unit: _BETTER[result.less_is_better] for some in quotes.values() for result in some}
         units = list(next(iter(results.values())))

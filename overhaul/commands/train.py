@@ -17,7 +17,7 @@ from overhaul.engine.hooks.runner import bare_model
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.checkpoints import latest_checkpoint
 from overhaul.files.settings import Overrides, config_name, read_config, student_only
-from overhaul.files.weights import check_resumable
+from overhaul.files.weights import Source, check_resumable
 
 
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -54,17 +54,18 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
     name = config_name(arguments.config)
     if arguments.dry_run:
         dry_run.prepare(cfg)
+    start = None
     if arguments.student_only:
-        cfg.load_from = cfg.get('load_from') or cfg.model.get('student_checkpoint')
+        start = cfg.model.get('student_checkpoint')
         cfg.model = student_only(cfg)
         name += '_student_only'
     asked_for = {'bfloat16': arguments.amp, 'channels_last': arguments.channels_last, 'compile': arguments.compile}
     modes.turn_on(cfg, [mode for mode, wanted in asked_for.items() if wanted])
     cfg.work_dir = arguments.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
     resume = arguments.resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto'))
-    if resume:
-        cfg.load_from = latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
-        cfg.resume = cfg.load_from is not None
+    found = latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    cfg.resume = bool(found)
+    cfg.load_from = Source.of(found, 'load_from').file if found else cfg.get('load_from') or start
     return cfg
 
 

@@ -42,10 +42,10 @@ def prepare(cfg: Config) -> None:
     for part in preprocessors:
         part['size'] = size  # what mmseg fills images up to
     without_downloads(cfg.model)
-    if 'teacher_checkpoint' in cfg.model:
-        if cfg.model.teacher_checkpoint is not None:
-            warnings.filterwarnings('ignore', message='The teacher has no teacher_checkpoint')  # it has, elsewhere
-        cfg.model.teacher_checkpoint = cfg.model.student_checkpoint = None
+    if cfg.model.get('teacher_checkpoint') is not None:
+        warnings.filterwarnings('ignore', message='The teacher has no teacher_checkpoint')  # it has, elsewhere
+    for key in cfg.model.keys() & {'teacher_checkpoint', 'student_checkpoint'}:
+        cfg.model[key] = None
     cfg.load_from, cfg.resume = None, False
 
     data = dict(type='overhaul.RandomImages', size=size, model=plain_model(cfg), task=task_name(cfg))

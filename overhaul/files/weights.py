@@ -215,9 +215,10 @@ def load_teacher(model: nn.Module, source: str | dict) -> list[str]:
 def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load_from') -> dict[str, Tensor]:
     """Return the weights in ``source`` from which a training of ``model`` can start, by the names that it has for them.
 
-    These are all that a distillation of the same kind has saved, or those of the student of ``model`` if it is a
-    distiller, or those of the model. Nearly all tensors of the backbone must be there. The rest may differ: a head for
-    other classes, a first convolution for other channels; what stays as it was initialised, a warning tells.
+    These are those of student and connectors that a distillation of the same kind has saved, or those of the student of
+    ``model`` if it is a distiller, or those of the model. Nearly all tensors of the backbone must be there. The rest
+    may differ: a head for other classes, a first convolution for other channels; what stays as it was initialised, a
+    warning tells.
 
     Args:
         model: A distiller, or any model of mmengine.
@@ -230,9 +231,13 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
     file = WeightsFile(Source.of(source, argument))
     student = getattr(model, 'student', model)
     part, beginning = ('student', 'student.') if student is not model else (type(model).__name__, '')
-    if student is not model and file.fits_whole(model):
-        student, part, beginning = model, 'distiller', ''
+    whole = student is not model and file.fits_whole(model)
+    if whole:
+        student, part, beginning = model, 'student and the connectors', ''
     fit = file.fit(student)
+    if whole:  # margins and alpha are those of another teacher, or of other data
+        fit.taken = {
+            name: value for name, value in fit.taken.items() if name.startswith(('student.', 'connectors.'))}
     if not fit.has_backbone:
         fits_teacher = hasattr(model, 'teacher') and file.fits_whole(model.teacher)
         raise file.refusal(student, fit, 'It fits the teacher: name it as teacher_checkpoint.' * fits_teacher)

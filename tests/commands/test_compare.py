@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
-from overhaul.commands.compare import OneGPUEach, Run, parse_arguments, table
+from overhaul.commands.compare import OneGPUEach, Run, parse_arguments, rules_of, table
 from overhaul.reports.logs import read_log, read_results
 
 ROOT = Path(__file__).parents[2]
@@ -151,3 +151,11 @@ def test_one_side_is_tested_against_the_first_variant():
     first, second = table(results, list(values), ['distilled']).splitlines()
     assert 'ratio' not in first and 'p =' not in first
     assert f'p = {stats.ttest_rel(*values.values()).pvalue:.1g}' in second and 'ratio 1.08' in second
+
+
+def test_what_is_better_is_known_before_anything_runs():
+    saved = 'default_hooks.checkpoint.save_best=stillness'
+    with pytest.raises(ValueError, match="save_best='stillness', and the name does not tell"):
+        rules_of(parse_arguments([CONFIG, '--cfg-options', saved]))
+    told = parse_arguments([CONFIG, '--cfg-options', saved, 'default_hooks.checkpoint.rule=less'])
+    assert rules_of(told) == {'stillness': 'less'}

@@ -78,8 +78,12 @@ def test_a_students_file_starts_the_student_of_a_distillation_and_its_average(tm
 def test_a_distillation_starts_another_one_and_its_student_alone(tmp_path, teacher_file):
     source = distiller(teacher_file)
     source.init_weights()
+    own = [margin.margin.clone() for margin in source.margins]
+    for margin in source.margins:
+        margin.margin.fill_(-123)  # as of another teacher
     file = save(tmp_path, source)
     same_kind = train(tmp_path, distiller(teacher_file), load_from=file).model
+    assert all(torch.equal(margin.margin, expected) for margin, expected in zip(same_kind.margins, own))
     assert same_parameters(same_kind.student, source.student)
     assert same_parameters(same_kind.connectors, source.connectors)
     other_taps = train(tmp_path, distiller(teacher_file, taps=TAPS[:1]), load_from=file).model

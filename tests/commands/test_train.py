@@ -1,0 +1,35 @@
+"""What a training goes on from, or starts from, as the command line and the config have it."""
+
+import pytest
+import torch
+from test_tools import CONFIG
+
+from overhaul.commands.train import parse_arguments, prepare_config
+
+
+def start(folder, *words, options=()):
+    overrides = ['--cfg-options', *options] if options else []
+    cfg = prepare_config(parse_arguments([str(CONFIG), '--work-dir', str(folder), *words, *overrides]))
+    return cfg.load_from, cfg.resume
+
+
+@pytest.mark.parametrize(('words', 'options', 'expected'), [
+    ([], [], (None, False)),
+    ([], ['load_from=start.pth'], ('start.pth', False)),
+    (['--resume'], ['load_from=start.pth'], ('start.pth', False)),  # there is nothing to resume yet
+    (['--resume'], ['resume=True', 'load_from=start.pth'], ('start.pth', False)),
+    (['--student-only'], ['model.student_checkpoint=student.pth'], ('student.pth', False)),
+    (['--student-only', '--resume'], ['model.student_checkpoint=student.pth'], ('student.pth', False)),
+    (['--student-only'], ['model.student_checkpoint=student.pth', 'resume=True'], ('student.pth', False)),
+    (['--resume', 'old.pth'], ['load_from=start.pth'], ('old.pth', True)),
+    ([], ['resume=True', 'load_from=old.pth'], ('old.pth', True)),
+])
+def test_what_it_starts_from(words, options, expected, tmp_path):
+    assert start(tmp_path, *words, options=options) == expected
+
+
+def test_a_checkpoint_that_is_there_comes_before_any_start(tmp_path):
+    torch.save(dict(state_dict=dict(weight=torch.zeros(1))), tmp_path / 'iter_5.pth')
+    options = ['model.student_checkpoint=student.pth', 'load_from=start.pth']
+    for words in (['--resume'], ['--resume', '--student-only']):
+        assert start(tmp_path, *words, options=options) == (str(tmp_path / 'iter_5.pth'), True)
