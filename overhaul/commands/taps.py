@@ -19,13 +19,13 @@ from torch import nn
 from overhaul.engine.dry_run import without_downloads
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.checkpoints import examples
-from overhaul.files.settings import model_of, plain_model, read_config, teacher_only, whole_model
+from overhaul.files.settings import model_of, plain_model, read_config, task_name, teacher_only, whole_model
 from overhaul.files.weights import Source, load_teacher
 from overhaul.method.margins import margin_from_batch_norm
 from overhaul.method.stages import auto_taps, find_stages, head_taps
 from overhaul.method.taps import Tap, Taps
 from overhaul.registry import build
-from overhaul.tasks import task_of
+from overhaul.tasks import name_task, task_of
 
 
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -55,6 +55,7 @@ def networks(config: str, student: str | None) -> tuple[dict[str, nn.Module], st
     for name, part in parts.items():
         without_downloads(part)
         models[name] = build(part, name)
+    name_task(models.get('student', models.get('network')), task_name(cfg))
     return models, _load(models, cfg.model.get('teacher_checkpoint')), cfg.model
 
 

@@ -26,7 +26,7 @@ from overhaul.method.normalization import Renormalize
 from overhaul.method.stages import auto_taps
 from overhaul.method.taps import Tap, Taps
 from overhaul.registry import MODELS, build, nearest
-from overhaul.tasks import task_of, tell_what_is_left_out
+from overhaul.tasks import name_task, task_of, tell_what_is_left_out
 
 
 @MODELS.register_module()
@@ -154,8 +154,7 @@ class OverhaulDistiller(BaseModel):
         self.train()
 
     def _take_student(self, student: nn.Module, checkpoint: str | dict | None, task: str | None) -> None:
-        if task is not None:
-            student._overhaul_task = task
+        name_task(student, task)
         self.student = student
         tell_what_is_left_out(task_of(student))
         save_names_that_load(student)

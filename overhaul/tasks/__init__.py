@@ -10,6 +10,8 @@ A package adds a kind of its own with a class that is registered in ``overhaul.r
 from overhaul.tasks.classification import Classification
 from overhaul.tasks.results import Quote
 from overhaul.tasks.segmentation import Segmentation
-from overhaul.tasks.task import Graph, Task, classes_of, task_of, tell_what_is_left_out
+from overhaul.tasks.task import Graph, Task, classes_of, name_task, task_of, tell_what_is_left_out
 
-__all__ = ['Classification', 'Graph', 'Quote', 'Segmentation', 'Task', 'classes_of', 'task_of', 'tell_what_is_left_out']
+__all__ = [
+    'Classification', 'Graph', 'Quote', 'Segmentation', 'Task', 'classes_of', 'name_task', 'task_of',
+    'tell_what_is_left_out']

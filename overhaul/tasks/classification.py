@@ -105,8 +105,8 @@ class Classification(Task):
         label = sample.get('gt_label' if truth else 'pred_label')
         if label is None:
             return None
-        names = metainfo.get('classes')
-        return image, ', '.join(names[i] if names else str(i) for i in label.tolist()) or 'none'
+        names = dict(enumerate(metainfo.get('classes', ())))
+        return image, ', '.join(str(names.get(i, i)) for i in label.tolist()) or 'none'
 
 
 class _Logits(nn.Module):

@@ -114,7 +114,8 @@ def less_is_better(metric: str) -> bool | None:
 
 def _quotes() -> dict[str, Quote]:
     TASKS.import_from_location()
-    return {name: quote for task in TASKS.module_dict.values() for name, quote in task.quotes.items()}
+    return {name: quote for task in TASKS.module_dict.values()
+            for name, quote in getattr(task, 'quotes', {}).items()}
 
 
 def _is_of(name: str, known: str) -> bool:

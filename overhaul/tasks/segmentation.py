@@ -69,7 +69,9 @@ class Segmentation(Task):
         """
         from mmseg.visualization import SegLocalVisualizer
 
-        if not metainfo.get('palette'):
+        if truth and 'gt_sem_seg' not in sample:
+            return image, 'no mask'
+        if metainfo.get('palette') is None:
             raise ValueError(
                 'Predictions of a segmentation are drawn in the colours of their classes, and this dataset has no '
                 'palette. Give it one in its metainfo.')
@@ -81,8 +83,8 @@ class Segmentation(Task):
     def legend(
             self, samples: Sequence[SegDataSample], metainfo: Mapping) -> list[tuple[str, tuple[float, float, float]]]:
         """Return the classes that are seen."""
-        seen = {label for sample in samples for labels in (sample.gt_sem_seg, sample.pred_sem_seg)
-                for label in labels.data.unique().tolist()}
+        masks = [sample.get(name) for sample in samples for name in ('gt_sem_seg', 'pred_sem_seg')]
+        seen = {label for mask in masks if mask is not None for label in mask.data.unique().tolist()}
         return [(name, tuple(part / 255 for part in colour)) for label, (name, colour) in
                 enumerate(zip(metainfo['classes'], metainfo['palette'])) if label in seen]
 

@@ -9,6 +9,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel, ImgDataPreprocessor
+from mmengine.structures import PixelData
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
 from small_models import CLASSES, build_distiller, build_model, resnet, segmentor, wide_resnet
 from torch import nn
 
@@ -16,7 +19,7 @@ from overhaul.files.onnx_graph import OnnxGraph
 from overhaul.files.settings import task_name
 from overhaul.registry import MODELS, TASKS
 from overhaul.tasks import Classification, Segmentation, Task, classes_of, task_of
-from overhaul.tasks.results import deciding
+from overhaul.tasks.results import deciding, headline
 
 PAGE = (Path(__file__).parents[2] / 'docs/tasks.md').read_text()
 SIZE = (32, 32)
@@ -234,3 +237,27 @@ def test_the_task_of_the_page_makes_the_depth_estimators_of_mmseg_known(task_of_
 
 def test_without_it_they_are_of_no_task_that_is_known():
     assert type(task_of(build_model(depth_estimator()))) is Task
+
+
+def test_a_task_that_is_no_task_is_refused_with_what_to_do():
+    TASKS.register_module(name='foreign', module=type('Foreign', (), {}))
+    try:
+        with pytest.raises(ValueError, match='Foreign is registered .* no subclass of overhaul.tasks.Task'):
+            task_of(nn.Identity())
+        assert headline({'mIoU': 50.0}) == '50.00 % mIoU'
+    finally:
+        del TASKS.module_dict['foreign']
+
+
+def test_a_prediction_is_drawn_where_no_truth_is_known_and_of_classes_without_names():
+    image = np.zeros((4, 5, 3), np.uint8)
+    sample = SegDataSample(pred_sem_seg=PixelData(data=torch.ones(1, 4, 5, dtype=torch.long)))
+    metainfo = dict(classes=('a', 'b'), palette=np.array([[0, 0, 0], [9, 8, 7]]))
+    task = Segmentation(nn.Identity())
+    assert task.draw(image, sample, metainfo, truth=True) == (image, 'no mask')
+    assert (task.draw(image, sample, metainfo, truth=False)[0] == [9, 8, 7]).all()
+    assert [name for name, _ in task.legend([sample], metainfo)] == ['b']
+    labelled = DataSample().set_pred_label([1, 4])
+    task = Classification(nn.Identity())
+    assert task.draw(image, labelled, metainfo, truth=False)[1] == 'b, 4'
+    assert task.draw(image, labelled, {}, truth=False)[1] == '1, 4'
