@@ -12,7 +12,7 @@ from functools import partial
 from numbers import Number
 
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, Hook, ParamSchedulerHook
 from mmengine.runner import Runner
 
 from overhaul.engine.hooks.summary import SummaryHook
@@ -58,6 +58,8 @@ def prepare(runner: Runner) -> None:
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and hook.save_best:
             hook._save_best_checkpoint = partial(_save_best, hook, hook._save_best_checkpoint)
+        if isinstance(hook, ParamSchedulerHook):
+            hook.after_val_epoch = partial(_lower_rate, hook.after_val_epoch)
     runner.register_hook(TellMissingHook())
 
 
@@ -127,3 +129,13 @@ def _save_best(hook: CheckpointHook, save: Callable, runner: Runner, metrics: Ma
             return
         hook._init_rule([rule], [name])
     save(runner, {**dict.fromkeys(hook.key_indicators), **metrics})  # it passes over None
+
+
+def _lower_rate(lower: Callable, runner: Runner, metrics: Mapping[str, object] | None = None) -> None:
+    """Let the schedules follow the metrics that were given, and pass over those whose metric was not."""
+    schedules = runner.param_schedulers
+    if metrics is not None and isinstance(schedules, list):
+        runner.param_schedulers = [
+            schedule for schedule in schedules if getattr(schedule, 'monitor', None) in (None, *metrics)]
+    lower(runner, metrics)
+    runner.param_schedulers = schedules

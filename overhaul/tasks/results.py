@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 from overhaul.registry import TASKS
 
-# Words of a metric's name that tell. Those of errors come first: `accuracy_error` is one.
+# Words of a metric's name that tell. Where it has some of both, the last one may be that of an error.
 _LESS = {
-    'loss', 'error', 'err', 'mae', 'mse', 'rmse', 'mape', 'rmsle', 'rel', 'silog', 'log10', 'epe', 'nme', 'mpjpe',
-    'fid', 'nll', 'ece', 'perplexity', 'ppl', 'wer', 'cer', 'sad'}
+    'loss', 'error', 'err', 'mae', 'mse', 'rmse', 'mape', 'rmsle', 'silog', 'log10', 'epe', 'nme', 'mpjpe',
+    'fid', 'nll', 'ece', 'perplexity', 'ppl', 'wer', 'cer'}
 _GREATER = {
     'acc', 'accuracy', 'top', 'top1', 'top5', 'aacc', 'macc', 'ap', 'map', 'ar', 'auc', 'auroc', 'recall', 'mrecall',
     'precision', 'mprecision', 'f1', 'fscore', 'mfscore', 'iou', 'miou', 'dice', 'mdice', 'psnr', 'ssim', 'pck', 'pckh',
-    'pq', 'kappa', 'r2', 'bleu', 'cider', 'rouge', 'meteor', 'd1', 'd2', 'd3'}
+    'pq', 'kappa', 'r2', 'bleu', 'cider', 'rouge', 'meteor'}
+# Metrics of depth whose names are no words: shares of pixels, and relative errors.
+_OF_DEPTH = {'d1': False, 'd2': False, 'd3': False, 'abs_rel': True, 'sq_rel': True}
 
 
 class Quote(NamedTuple):
@@ -107,8 +109,12 @@ def less_is_better(metric: str) -> bool | None:
     for known, quote in _quotes().items():
         if quote.less_is_better is not None and _is_of(metric, known):
             return quote.less_is_better
-    words = set(re.split(r'[^a-z0-9]+', metric.lower()))
-    words |= {word.rstrip('0123456789') for word in words}  # of AP50, or Bleu4
+    if metric in _OF_DEPTH:
+        return _OF_DEPTH[metric]
+    *_, last = words = re.split(r'[^a-z0-9]+', metric.lower())
+    words = {*words, *(word.rstrip('0123456789') for word in words)}  # of AP50, or Bleu4
+    if words & _LESS and words & _GREATER:
+        return True if last in ('error', 'err', 'loss') else None
     return True if words & _LESS else False if words & _GREATER else None
 
 

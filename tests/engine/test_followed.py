@@ -92,10 +92,11 @@ class Given(Evaluator):
 class Validations:
     """A training whose validations give the metrics of a list, one after another."""
 
-    def __init__(self, folder, results, model=None, summary=None, **keys):
+    def __init__(self, folder, results, model=None, summary=None, schedule=None, **keys):
         checkpoint = dict(type='CheckpointHook', interval=1, **keys)
         self.run = runner(
             folder, model or build_model(wide_resnet()), [batch()], len(results), sgd(), [summary or SummaryHook()],
+            schedule,
             val_dataloader=loader([batch()]), val_cfg=dict(), val_evaluator=Given(results),
             train_cfg=dict(by_epoch=True, max_epochs=len(results), val_interval=1),
             default_hooks=dict(sampler_seed=None, checkpoint=checkpoint),
@@ -145,6 +146,15 @@ def test_a_metric_that_is_not_given_is_told_and_costs_no_checkpoint(tmp_path):
     assert training.best == ['best_aAcc_epoch_1.pth'] and (tmp_path / 'epoch_2.pth').is_file()
     line, _ = training.warnings('The CheckpointHook')
     assert "save_best='mIou'" in line and line.endswith('Nearest of what it gave: mIoU.')
+
+
+@pytest.mark.parametrize(('monitor', 'rate'), [('mIoU', 0.001), ('mIou', 0.1)])
+def test_a_schedule_passes_over_a_metric_that_is_not_given(tmp_path, monitor, rate):
+    schedule = [dict(type='ReduceOnPlateauLR', monitor=monitor, rule='greater', patience=0, factor=0.1)]
+    # mmengine lowers the rate twice here, since it does not count the first validation.
+    training = Validations(tmp_path, [{'mIoU': value} for value in (3.0, 2.0, 1.0, 0.5)], schedule=schedule).train()
+    assert training.run.optim_wrapper.get_lr()['lr'] == pytest.approx([rate])
+    assert len(training.run.param_schedulers) == 1
 
 
 def test_it_is_told_before_the_first_step_where_the_teacher_was_validated(tmp_path):

@@ -24,10 +24,10 @@ def test_the_headline_is_what_the_task_quotes(metrics, line):
 
 @pytest.mark.parametrize(('metric', 'less'), [
     *((name, True) for name in (
-        'MAPE', 'top1_error', 'mae', 'rmse', 'val_loss', 'accuracy_error', 'abs_rel', 'EPE', 'bbox/MAPE')),
+        'MAPE', 'top1_error', 'mae', 'rmse', 'val_loss', 'accuracy_error', 'abs_rel', 'EPE', 'bbox/MAPE', 'mIoU_loss')),
     *((name, False) for name in (
         'AP50', 'Bleu_4', 'AR@100', 'accuracy/top1', 'mIoU', 'coco/bbox_mAP_50', 'Recall@1', 'd1', 'PCK')),
-    *((name, None) for name in ('stillness', 'acceleration', 'stop_distance'))])
+    *((name, None) for name in ('stillness', 'acceleration', 'stop_distance', 'D1-all', 'loss_iou', 'recall_error_2'))])
 def test_the_name_of_a_metric_tells_what_is_better_or_nothing_does(metric, less):
     assert less_is_better(metric) is less
 
