@@ -153,9 +153,10 @@ class WeightsFile:
     def _choice(self, fit: Fit) -> str:
         if not self.source.argument:
             return f'save {_name(fit)} alone to a file of its own'
-        key = None if fit.key in PLAIN_KEYS else fit.key
-        said = dict(file=self.source.file, key=key, prefix=fit.prefix)
-        return f'{self.source.argument}=dict({", ".join(f"{key}={value!r}" for key, value in said.items() if value)})'
+        said = [f'file={self.source.file!r}']
+        said += [f'key={fit.key!r}'] if len(self.sets) > 1 else []
+        said += [f'prefix={fit.prefix!r}'] if fit.prefix else []
+        return f'{self.source.argument}=dict({", ".join(said)})'
 
 
 def _name(fit: Fit) -> str:

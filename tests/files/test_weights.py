@@ -341,6 +341,19 @@ def test_sets_that_fit_equally_well_are_a_choice(tmp_path, state):
     assert same(model.state_dict(), others(state))
 
 
+@pytest.mark.parametrize('first, second', [
+    ('state_dict', 'model'), ('model', 'weights_of_the_average'), (None, 'model')])
+def test_the_line_that_takes_another_set_takes_it(tmp_path, lines, state, first, second):
+    """Also where neither is under the name of an average, and where one is at the top of the file."""
+    content = {second: others(state), **({first: state} if first else state)}
+    file = save(tmp_path, content)
+    model = MODELS.build(small())
+    load_teacher(model, file)
+    taken = same(model.state_dict(), state)
+    load_teacher(model, eval(lines[1].partition('To take that: teacher_checkpoint=')[2].removesuffix('.')))
+    assert same(model.state_dict(), others(state) if taken else state)
+
+
 @pytest.mark.parametrize('plain, average', [('state_dict', 'state_dict_ema'), ('model', 'model_ema')])
 def test_the_average_beside_the_weights_is_told_and_taken_where_it_is_asked_for(tmp_path, lines, state, plain, average):
     file = save(tmp_path, {average: others(state), plain: state, 'epoch': 3})
