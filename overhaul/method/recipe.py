@@ -51,13 +51,17 @@ def _build(kind: type, cfg: dict, registry: Registry, **arguments: object) -> Ca
 
 
 def _as_keys_of_student(keys: Mapping[str, dict], student: nn.Module) -> dict[str, dict]:
-    """Take from ``custom_keys`` the ``student.`` with which the distiller's names of these parameters begin."""
+    """Put in place of the ``custom_keys`` that begin with ``student.`` the whole names of the parameters they mean.
+
+    Without their beginning they would mean others too: ``student.neck`` is no ``decode_head.bottleneck``.
+    """
     names = [name for name, _ in student.named_parameters()]
-    own = {}
-    for key, options in keys.items():
-        if not f'{key}.'.startswith('student.') or any(key in name for name in names):
-            own[key] = options
-        else:
-            path = key.removeprefix('student').removeprefix('.')
-            own.update({path: options} if path else {f'{part}.': options for part, _ in student.named_children()})
-    return {**own, **{key: options for key, options in keys.items() if key in own}}
+    of_distiller = [
+        key for key in keys if f'{key}.'.startswith('student.') and not any(key in name for name in names)]
+    own = {key: options for key, options in keys.items() if key not in of_distiller}
+    for name in names if of_distiller else ():
+        # As in mmengine, the longest key that a name holds decides.
+        decides = next((key for key in sorted(sorted(keys), key=len, reverse=True) if key in f'student.{name}'), None)
+        if decides in of_distiller:
+            own[name] = keys[decides]
+    return own

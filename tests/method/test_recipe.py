@@ -16,7 +16,7 @@ from torch import nn
 from overhaul.engine.dry_run import without_downloads
 from overhaul.files.settings import read_config, student_only
 from overhaul.method.connectors import ConvBNConnector
-from overhaul.method.recipe import as_student
+from overhaul.method.recipe import _as_keys_of_student, as_student
 from overhaul.registry import MODELS
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -224,3 +224,13 @@ def test_in_every_config_that_ships_the_student_gets_what_it_gets_without_a_teac
     connectors = {name: value['lr'] for name, value in given.items() if name.startswith('connectors.')}
     base = cfg.optim_wrapper.optimizer.lr
     assert set(connectors.values()) == {10 * base if path.stem.startswith('voc') else base}
+
+
+def test_a_name_that_begins_with_student_means_no_other_that_has_it_within():
+    student = nn.ModuleDict(dict(
+        neck=nn.Linear(1, 1), decode_head=nn.ModuleDict(dict(bottleneck=nn.Linear(1, 1))), backbone=nn.Linear(1, 1)))
+    low, high = dict(lr_mult=0.1), dict(lr_mult=7)
+    assert _as_keys_of_student({'student.neck': low}, student) == {'neck.weight': low, 'neck.bias': low}
+    # The longest key decides, as in mmengine.
+    keys = {'student.backbone': low, 'backbone': high, 'student.backbone.weight': high}
+    assert _as_keys_of_student(keys, student) == {'backbone': high, 'backbone.weight': high, 'backbone.bias': low}
