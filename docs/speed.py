@@ -27,7 +27,7 @@ from mmengine.dataset import default_collate, pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
-from overhaul.datasets import InMemory
+from overhaul import InMemory
 from overhaul.engine import benchmark, malloc
 from overhaul.engine.exact_resume import NumberedBatches, SeededDataset
 from overhaul.files.settings import read_config

@@ -18,7 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from tiny_data import write_cifar100, write_imagenet, write_voc
 
-from overhaul.datasets import CIFAR100
+from overhaul import CIFAR100
 from overhaul.engine import dry_run
 from overhaul.files.names import to_model_keys
 from overhaul.files.settings import read_config

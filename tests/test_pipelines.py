@@ -10,7 +10,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from small_models import CLASSES, batch, build_distiller, save_teacher, wide_resnet
 
-from overhaul.datasets import Digits
+from overhaul import Digits
 from overhaul.files.checkpoints import read_checkpoint
 from overhaul.files.settings import read_config, student_only
 from overhaul.registry import MODELS

@@ -1,7 +1,9 @@
 """The embedded default: scikit-learn's handwritten digits, real images that are there after ``pip install``."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,15 +62,13 @@ class Digits(BaseDataset):
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """Return one dict per image of the split, in the order of scikit-learn. Called by the base class."""
-        from sklearn.datasets import load_digits  # here: it takes a second that only users of Digits should pay
-
-        digits = load_digits()
-        images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+        pixels, labels = _of_scikit_learn()
+        images = np.round(pixels * (255 / 16)).astype(np.uint8)
         return [
             dict(
-                img=np.repeat(images[index][..., None], 3, axis=2), gt_label=int(digits.target[index]),
+                img=np.repeat(images[index][..., None], 3, axis=2), gt_label=int(labels[index]),
                 img_shape=(8, 8), ori_shape=(8, 8))
-            for index in self._select(digits.target)]
+            for index in self._select(labels)]
 
     def _select(self, labels: np.ndarray) -> np.ndarray:
         """Return the sorted positions of this split's images among ``labels`` (N,)."""
@@ -91,3 +91,11 @@ class Digits(BaseDataset):
     def extra_repr(self) -> list[str]:
         """Return the lines that ``repr`` adds for this dataset."""
         return [f'Split: \t{self.split}', f'Labels per class: \t{self.labels_per_class or "all"}']
+
+
+def _of_scikit_learn() -> tuple[np.ndarray, np.ndarray]:
+    """Return all images (1797, 8, 8), 0 to 16, and their labels (1797,)."""
+    # From the file that load_digits() reads: to import scikit-learn takes a second.
+    (package, ) = find_spec('sklearn').submodule_search_locations
+    table = np.loadtxt(Path(package, 'datasets/data/digits.csv.gz'), delimiter=',')
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)

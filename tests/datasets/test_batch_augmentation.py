@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 from test_tools import CONFIG, ROOT, records, run_in_process
 from tiny_data import write_cifar100
 
-from overhaul.datasets import InMemory
+from overhaul import InMemory
 from overhaul.datasets.batch_augmentation import CropFlipPreprocessor, crop_and_flip
 from overhaul.engine import dry_run
 from overhaul.engine.exact_resume import _seed

@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 from tiny_data import write_cifar100
 
-from overhaul.datasets import CIFAR100
+from overhaul import CIFAR100
 from overhaul.registry import DATASETS
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

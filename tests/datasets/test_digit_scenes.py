@@ -6,7 +6,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from overhaul.datasets import Digits, DigitScenes, digit_scenes
+from overhaul import Digits, DigitScenes
+from overhaul.datasets import digit_scenes
 from overhaul.registry import DATASETS, MODELS
 
 CONFIG = Path(__file__).parents[2] / 'configs/_base_/datasets/digitscenes.py'

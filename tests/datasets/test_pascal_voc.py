@@ -14,7 +14,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import ConcatDataset, pseudo_collate
 from PIL import Image, ImageFilter
 
-from overhaul.datasets import PascalVOC
+from overhaul import PascalVOC
 from overhaul.registry import DATASETS, MODELS, TRANSFORMS
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

@@ -10,7 +10,8 @@ from mmengine.config import Config
 from PIL import Image
 from tiny_data import write_voc
 
-from overhaul.datasets import PascalVOC, voc_submission
+from overhaul import PascalVOC
+from overhaul.datasets import voc_submission
 from overhaul.datasets.voc_submission import VOCSubmission
 from overhaul.files.settings import read_config, student_only
 from overhaul.registry import MODELS

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from small_models import build_model, resnet, segmentor, wide_resnet
 
-from overhaul.datasets import PascalVOC
+from overhaul import PascalVOC
 from overhaul.files import export
 from overhaul.files.export import export_student, student_config
 from overhaul.files.onnx_graph import OnnxGraph

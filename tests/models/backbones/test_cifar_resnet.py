@@ -8,7 +8,7 @@ from official import (
     shapes,
 )
 
-from overhaul.models.backbones import CifarResNet
+from overhaul import CifarResNet
 
 
 def resnet56():

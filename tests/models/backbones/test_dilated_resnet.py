@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from overhaul.models.backbones import DilatedResNet
+from overhaul import DilatedResNet
 
 
 def dilated_resnet18():

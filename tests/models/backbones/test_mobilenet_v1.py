@@ -2,7 +2,7 @@ import pytest
 import torch
 from official import build_classifier, check_batch_norms, check_golden, check_tensors, shapes
 
-from overhaul.models.backbones import MobileNetV1
+from overhaul import MobileNetV1
 
 
 def mobilenet():

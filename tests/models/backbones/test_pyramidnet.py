@@ -9,7 +9,7 @@ from official import (
     shapes,
 )
 
-from overhaul.models.backbones import PyramidNet
+from overhaul import PyramidNet
 
 
 def pyramid200():

@@ -9,7 +9,7 @@ from official import (
     shapes,
 )
 
-from overhaul.models.backbones import WideResNet
+from overhaul import WideResNet
 
 TAPS = ('block2.0.bn1', 'block3.0.bn1', 'bn1')
 

@@ -3,7 +3,8 @@ import torch
 from mmengine.structures import PixelData
 from torch.nn import functional
 
-from overhaul.models.heads import CrossEntropyPerImage, DeepLabV3PlusHead, cross_entropy
+from overhaul import CrossEntropyPerImage, DeepLabV3PlusHead
+from overhaul.models.heads import cross_entropy
 
 
 def batch(size, seed=0):

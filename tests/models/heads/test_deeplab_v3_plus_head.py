@@ -6,8 +6,8 @@ from golden import inputs, load_golden, load_manifest, parameter_count, recipe_s
 from mmengine.config import Config
 from torch import nn
 
+from overhaul import DeepLabV3PlusHead
 from overhaul.files.names import to_model_keys
-from overhaul.models.heads import DeepLabV3PlusHead
 from overhaul.registry import MODELS
 
 CONFIGS = Path(__file__).parents[3] / 'configs'
