@@ -201,7 +201,7 @@ class _Trace:
         self._tokens = Tokens(model)
         self._running: list[_Call] = []
         self._computed = False
-        hooks = [self._tokens.entry.register_forward_pre_hook(self._tokens.note, with_kwargs=True)]
+        hooks = [self._tokens.watch()]
         for path, module in model.named_modules():
             if path and path.startswith(inside) and not isinstance(module, nn.Identity):
                 hooks.append(module.register_forward_pre_hook(partial(self._begin, path)))

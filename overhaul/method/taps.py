@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from overhaul.method.tokens import Tokens
+from overhaul.method.tokens import Layout, Tokens
 from overhaul.tasks import task_of
 
 # A batch norm on one of these branches does not scale the feature that the residual block computes.
@@ -39,7 +39,7 @@ class Tap:
 
     Attributes:
         channels, size: Channels and (height, width) of the feature, known after :meth:`Taps.dry_run`.
-        plain: Whether the module gives the map as it is taken, known after the dry run.
+        layout: How the module gives the map, known after the dry run.
         norm_path: Path of the batch norm that feeds the tap, known after the dry run: the last one of the tap's shape
             on the main path, or ``None`` where a convolution of that shape follows it. What adds to it or activates it
             in between is not looked at.
@@ -60,7 +60,7 @@ class Tap:
         self._reading = self._with_gradient = self._cut_off = self._received = False
         self._receive: Callable[[Tensor], None] | None = None
         self._tokens = tokens
-        self.plain: bool | None = None
+        self.layout = Layout()
         self.calls = 0
         self._calls_of_dry_run: int | None = None
         self.last_call: int | None = None
@@ -105,11 +105,12 @@ class Tap:
     def _record(self, feature: object) -> None:
         if not self._reading:
             return
-        feature_map = self._tokens.as_map(feature, self.plain)
-        if feature_map is None:
-            raise ValueError(f'{self._where} {self._tokens.refusal(feature)}')
-        if self.plain is None:
-            self.plain = feature_map is feature
+        found = self._tokens.read(feature, self.layout)
+        if found is None:
+            raise ValueError(f'{self._where} {self._tokens.refusal(feature, self.layout)}')
+        feature_map, layout = found
+        if self.layout == Layout():
+            self.layout = layout
         self.calls += 1
         if self._received:
             raise ValueError(
@@ -184,12 +185,19 @@ class Tap:
                 f'{self._where} gives {feature.shape[1]} channels, and gave {self.channels} when the model was built: '
                 f'something has replaced a module of the {self.owner}. Let it have as many.')
 
+    def check_layout(self) -> None:
+        """Refuse a map of four dimensions of which it is not known which are the channels."""
+        if self.layout == Layout():
+            raise ValueError(
+                f'{self._where} gives a map whose height, width and channels nothing tells apart at this input_size, '
+                'and the model takes no image of twice the width, which would. Give another input_size, or tap another '
+                'module.')
+
     def learn(self, before: Sequence[tuple[str, nn.Module, torch.Size]]) -> None:
         """Note what the dry run shows: channels, size, the batch norm behind it, and whether to copy the feature."""
         # A copy keeps the feature whatever the model does to its own tensor afterwards.
-        self._reading = False
-        self._copy, self._calls_of_dry_run = self._overwritten, self.calls
-        feature, self._feature = self._feature, None
+        self._copy, self._calls_of_dry_run = self._copy or self._overwritten, self.calls
+        feature = self._feature
         self.channels, self.size = feature.shape[1], tuple(feature.shape[2:])
         main_path = [
             (path, module) for path, module, shape in before
@@ -229,8 +237,11 @@ class Taps:
             ValueError: If the path of a tap leads to no module any more.
         """
         self.tokens.image = None
+        replaced = self.tokens.attach(model)
         for index, tap in enumerate(self.taps):
             tap.attach(model)
+            if replaced:  # by one whose tokens may be others
+                tap.layout = tap.layout._replace(tokens=())
             tap.start(None if receive is None else functools.partial(receive, index))
 
     def stop(self) -> None:
@@ -259,7 +270,26 @@ class Taps:
             model: The model that the taps were made for. Comes out as it went in.
             input_size: Height and width of the blank image.
             stop_after_last: Whether later passes may end at the tap that is reached last.
+
+        Raises:
+            ValueError: If a tap is not reached, or gives no map. Or if its map is as high and wide as it has channels,
+                so that nothing tells these apart, and the model takes no image of another shape, which would.
         """
+        last = self._learn(model, input_size)
+        if any(tap.layout == Layout() for tap in self.taps):
+            height, width = input_size
+            with suppress(ValueError):  # what runs before the model finds the size wrong is read all the same
+                self._learn(model, (height, 2 * width))
+            for tap in self.taps:
+                tap.check_layout()
+            last = self._learn(model, input_size)
+        if not all(tap.layout.plain for tap in self.taps):
+            self.tokens.watch()
+        if stop_after_last:
+            last.last_call = last.calls
+
+    def _learn(self, model: nn.Module, input_size: tuple[int, int]) -> Tap:
+        """Let each tap learn from one pass, and return the one that was reached last."""
         # Taps, and batch norms and convolutions with the shape that they give, as they ran.
         events: list[Tap | tuple[str, nn.Module, torch.Size]] = []
 
@@ -273,7 +303,7 @@ class Taps:
         modules = list(model.named_modules())
         hooks = [
             module.register_forward_hook(note(path)) for path, module in modules if isinstance(module, _ConvNd)]
-        hooks.append(self.tokens.entry.register_forward_pre_hook(self.tokens.note, with_kwargs=True))
+        hooks.append(self.tokens.watch())
         for tap in self.taps:
             register = tap.module.register_forward_pre_hook if tap._side else tap.module.register_forward_hook
             hooks.append(register(note(tap)))
@@ -282,17 +312,17 @@ class Taps:
             module.register_forward_pre_hook(note(path)) for path, module in modules if isinstance(module, _BatchNorm)]
         with torch.no_grad():
             self.start(model)
-        blank_pass(model, input_size, hooks)
-        reached = [event for event in events if isinstance(event, Tap)]
-        for tap in self.taps:
-            if tap not in reached:
-                tap.take()  # raises
-            before = events[:len(events) - 1 - events[::-1].index(tap)]
-            tap.learn([event for event in before if not isinstance(event, Tap)])
-        if not all(tap.plain for tap in self.taps):
-            self.tokens.entry.register_forward_pre_hook(self.tokens.note, with_kwargs=True)
-        if stop_after_last:
-            reached[-1].last_call = reached[-1].calls
+        try:
+            blank_pass(model, input_size, hooks)
+            reached = [event for event in events if isinstance(event, Tap)]
+            for tap in self.taps:
+                if tap not in reached:
+                    tap.take()  # raises
+                before = events[:len(events) - 1 - events[::-1].index(tap)]
+                tap.learn([event for event in before if not isinstance(event, Tap)])
+        finally:
+            self.stop()
+        return reached[-1]
 
 
 def _version(feature: Tensor) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from overhaul.tasks import task_of
 
@@ -16,6 +18,19 @@ _COUNTS = ('num_extra_tokens', 'num_prefix_tokens')
 # The tokens themselves, where it does not say how many, in mmseg, DINOv2, torchvision and transformers.
 _EXTRA_TOKENS = (
     'cls_token', 'class_token', 'class_embedding', 'dist_token', 'distillation_token', 'reg_token', 'register_tokens')
+
+
+class Layout(NamedTuple):
+    """How a module gives its map, as far as that is known.
+
+    Attributes:
+        plain: Whether four dimensions are (N, C, H, W), and not (N, H, W, C).
+        tokens: Of three dimensions, how many extra tokens come first, and how many patches in a row became one token:
+            all the pairs that are possible.
+    """
+
+    plain: bool | None = None
+    tokens: tuple[tuple[int, int], ...] = ()
 
 
 class Tokens:
@@ -31,16 +46,19 @@ class Tokens:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.entry = model.get_submodule(task_of(model).trunk)
+        self._trunk = task_of(model).trunk
+        self._hook: RemovableHandle | None = None
+        self._take(model.get_submodule(self._trunk))
+
+    def _take(self, entry: nn.Module) -> None:
+        self.entry = entry
         self.image: tuple[int, int, int] | None = None
-        parts = list(self.entry.modules())
+        parts = list(entry.modules())
         counts = [getattr(part, name) for part in parts for name in _COUNTS if hasattr(part, name)]
-        extra_tokens = [
-            token for name, token in self.entry.named_parameters() if name.rpartition('.')[2] in _EXTRA_TOKENS]
+        extra_tokens = [token for name, token in entry.named_parameters() if name.rpartition('.')[2] in _EXTRA_TOKENS]
         self.extra: int | None = next(iter(counts), None)
         if not counts and extra_tokens:
             self.extra = sum(token.shape[:-1].numel() for token in extra_tokens)
-        self._channels_last = any(getattr(part, 'output_fmt', None) == 'NHWC' for part in parts)
         self._own_order = any(hasattr(part, 'reroll') for part in parts)  # Hiera, whose tokens go unit by unit
         # The patch embedding, or the first convolution of a stem.
         patches = next((part for part in parts if isinstance(part, nn.Conv2d)), None)
@@ -50,14 +68,39 @@ class Tokens:
             for kernel, stride, padding in zip(patches.kernel_size, patches.stride, patches.padding))
         self._has_patches = patches is not None
 
+    def watch(self) -> RemovableHandle:
+        """Note each image that enters, until the hook that is returned is removed."""
+        # A bound method, because a deep copy of the model then copies this along.
+        self._hook = self.entry.register_forward_pre_hook(self.note, with_kwargs=True)
+        return self._hook
+
+    def attach(self, model: nn.Module) -> bool:
+        """Take up the part that takes the image, and watch it, where it was replaced; return whether it was."""
+        try:
+            entry = model.get_submodule(self._trunk)
+        except AttributeError:  # moved into another one, or gone with its taps, which tell
+            return False
+        if entry is self.entry:
+            return False
+        if self._hook is not None:
+            self._hook.remove()
+        self._take(entry)
+        self.watch()
+        return True
+
     def note(self, module: nn.Module, inputs: tuple, keywords: dict) -> None:
         """Note the image that enters; a pre-hook of ``entry``."""
         image = next(chain(inputs, keywords.values()), None)
         if isinstance(image, Tensor) and image.dim() == 4:
             self.image = (image.shape[0], *image.shape[2:])
 
-    def as_map(self, output: object, plain: bool | None = None) -> Tensor | None:
-        """Return what a module gives as a feature map (N, C, H, W), or None if it is none of the image.
+    def as_map(self, output: object) -> Tensor | None:
+        """Return what a module gives as a feature map (N, C, H, W), or None if it is none of the image."""
+        found = self.read(output)
+        return None if found is None else found[0]
+
+    def read(self, output: object, known: Layout = Layout()) -> tuple[Tensor, Layout] | None:  # noqa: B008
+        """Return what a module gives as a feature map (N, C, H, W), and how it is read; None if it is no map.
 
         A map is returned as it is, or (N, H, W, C) with its channels moved to the front. Of tokens (N, L, C), the extra
         ones are dropped, and the others are laid on the image: in the (H, W) that the module gives with them, as Swin
@@ -65,29 +108,31 @@ class Tokens:
 
         Args:
             output: What the module gives.
-            plain: Whether four dimensions are (N, C, H, W) and not (N, H, W, C), where that is known. Otherwise it is
-                (N, H, W, C) if the image is not of the shape of the last two; if it is of both, what the backbone's
-                ``output_fmt`` says, as those of timm have it.
+            known: What is known of this module. Otherwise four dimensions are (N, H, W, C) if the image is not of the
+                shape of the last two. If it is of both pairs, that is not known, and (N, C, H, W) is returned.
         """
         tokens, size = output, None
         if isinstance(output, (tuple, list)) and len(output) == 2 and _is_size(output[1]):
             tokens, size = output
         if not isinstance(tokens, Tensor) or tokens.dim() not in ((3, 4) if size is None else (3, )):
             return None
-        if plain and tokens.dim() == 4:
-            return tokens
+        if known.plain and tokens.dim() == 4:
+            return tokens, known
         if self.image is None or len(tokens) != self.image[0]:  # windows of a map, or heads
             return None
         if tokens.dim() == 4:
+            plain = known.plain
             if plain is None:
                 first, last = self.fits(tokens.shape[1:3]), self.fits(tokens.shape[2:])
-                plain = not first or last and not self._channels_last
-            return tokens if plain else tokens.permute(0, 3, 1, 2)
-        found = self._layouts(tokens.shape[1], size)
-        if len(found) != 1 or self._own_order:
+                plain = None if first and last else not first
+            return tokens.permute(0, 3, 1, 2) if plain is False else tokens, Layout(plain)
+        found = self._possible(tokens.shape[1], size, known.tokens)
+        shapes = set().union(*found.values())
+        if len(shapes) != 1 or self._own_order:
             return None
-        (height, width), = found
-        return tokens[:, tokens.shape[1] - height * width:].transpose(1, 2).unflatten(2, (height, width))
+        (height, width), = shapes
+        laid = tokens[:, tokens.shape[1] - height * width:].transpose(1, 2).unflatten(2, (height, width))
+        return laid, Layout(tokens=tuple(found))
 
     def fits(self, size: tuple[int, int]) -> bool:
         """Return whether a map of that height and width has the shape of the image, but for rounding up or down."""
@@ -95,27 +140,34 @@ class Tokens:
         height, width = height * self._stride[1], width * self._stride[0]
         return abs(height * size[1] - width * size[0]) < max(height, width)
 
-    def _layouts(self, count: int, given: tuple[int, int] | None) -> set[tuple[int, int]]:
-        """Return the heights and widths that ``count`` tokens can have, with the extra ones or without them."""
+    def _possible(
+            self, count: int, given: tuple[int, int] | None = None, known: tuple[tuple[int, int], ...] = (),
+    ) -> dict[tuple[int, int], set[tuple[int, int]]]:
+        """Return the heights and widths that ``count`` tokens can have, by how they are read, see :class:`Layout`."""
         # A class token at least is to be expected of models that tell nothing.
         extras = {0, 1, 2} if self.extra is None else {0, self.extra}
-        sizes = self._sizes() if given is None else [tuple(given)]
-        return {size for size in sizes if count - math.prod(size) in extras}
+        sizes = self._sizes() if given is None else [(1, tuple(given))]
+        found: dict[tuple[int, int], set[tuple[int, int]]] = {}
+        for merged, size in sizes:
+            layout = count - math.prod(size), merged
+            if layout[0] in extras and (not known or layout in known):
+                found.setdefault(layout, set()).add(size)
+        return found
 
-    def _sizes(self) -> Iterator[tuple[int, int]]:
-        """Yield height and width of the image in patches, and in patches that were merged."""
+    def _sizes(self) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Yield how many patches were merged in a row, and then the height and width of the image."""
         image = self.image[1:]
         padded = [-(-length // stride) for length, stride in zip(image, self._stride)]
         cut = [(length - overlap) // stride for length, stride, overlap in zip(image, self._stride, self._overlap)]
         for patches in (padded, cut):
             merged = 1
             while merged <= max(patches):
-                yield tuple(-(-length // merged) for length in patches)
-                yield tuple(length // merged for length in patches)
+                yield merged, tuple(-(-length // merged) for length in patches)
+                yield merged, tuple(length // merged for length in patches)
                 # Two by two; of a patch embedding without a convolution nothing is known.
                 merged = 2 * merged if self._has_patches else merged + 1
 
-    def refusal(self, output: object) -> str:
+    def refusal(self, output: object, known: Layout) -> str:
         """Say why the output of a module is no map, and what to do."""
         kind = f'tensor of shape {tuple(output.shape)}' if isinstance(output, Tensor) else type(output).__name__
         text = f'gives a {kind}, and a tap is one feature map (N, C, H, W), or tokens (N, H * W, C) of one. '
@@ -127,12 +179,15 @@ class Tokens:
         if self._own_order:
             return text + 'The backbone keeps its tokens in an order of its own: tap a module that gives a map.'
         told = 'tells of no' if self.extra is None else f'has {self.extra}'
-        found = len(self._layouts(output.shape[1], None))
+        fit = 'more than one map' if self._possible(output.shape[1], known=known.tokens) else 'no map'
+        kind = type(self.entry).__name__
+        # What __init__ sets hides what the class has.
+        correct = (f'correct the {_COUNTS[0]} that the __init__ of {kind} sets' if _COUNTS[0] in vars(self.entry) else
+                   f'give {kind} the right number as the class attribute {_COUNTS[0]}')
         return text + (
-            f'{output.shape[1]} tokens fit {"more than one map" if found else "no map"} of an image of '
-            f'{size[0]}x{size[1]} with patches of {self._stride[0]}x{self._stride[1]}; the backbone {told} class and '
-            'register tokens. If that is not so, give its class the right number as the attribute num_extra_tokens; '
-            'else tap a module that gives a map (N, C, H, W), or tokens with their (H, W).')
+            f'{output.shape[1]} tokens fit {fit} of an image of {size[0]}x{size[1]} with patches of '
+            f'{self._stride[0]}x{self._stride[1]}; the backbone {told} class and register tokens. If that is not so, '
+            f'{correct}; else tap a module that gives a map (N, C, H, W), or tokens with their (H, W).')
 
 
 def _is_size(value: object) -> bool:

@@ -385,7 +385,8 @@ def test_taps_follow_modules_that_are_replaced(side, replace):
         taps.stop()
         for path, feature in zip(paths, features):
             assert torch.equal(feature, by_hand[path]) and torch.equal(received[path], by_hand[path])
-    assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()) == 2
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    assert hooks == 2 + (replace is other_weights)  # which may be a transformer, so that the image is noted
 
 
 def test_a_tap_whose_module_is_gone_is_refused():
@@ -404,6 +405,58 @@ def test_a_tap_whose_module_was_replaced_by_one_of_other_channels_is_refused():
     model.conv = nn.Conv2d(3, 5, 1)
     with pytest.raises(ValueError, match=r'The student tap "conv" \(Conv2d\) gives 5 channels, and gave 4 when'):
         taps.read(model, images())
+
+
+def transformer(patches=4, **changes):
+    return dict(
+        _scope_='mmpretrain', type='ImageClassifier', backbone=dict(
+            type='VisionTransformer', img_size=16, patch_size=patches, out_type='featmap',
+            arch=dict(embed_dims=12, num_layers=2, num_heads=2, feedforward_channels=24), **changes))
+
+
+@pytest.mark.parametrize('before', [
+    lambda: build_model(transformer()).backbone, lambda: build_model(transformer(8, with_cls_token=False)).backbone,
+    lambda: Plain(ln1=nn.Conv2d(3, 12, 4, 4))], ids=['alike', 'of other tokens', 'convolutions'])
+def test_taps_follow_a_whole_new_transformer(before):
+    model = build_model(transformer()).eval()
+    new, model.backbone = model.backbone, before()
+    taps = taps_of(model, 'backbone.ln1', stop_after_last=True)
+    model.backbone = new
+    for size in ((16, 16), (16, 24)):
+        image = torch.randn(2, 3, *size)
+        assert torch.allclose(taps.read(model, image)[0], model.backbone(image)[0], atol=1e-6)
+    copied_model, copied_taps = copy.deepcopy((model, taps))
+    assert torch.allclose(copied_taps.read(copied_model, image)[0], model.backbone(image)[0], atol=1e-6)
+
+
+class LastChannels(Plain):
+    """Gives (N, H, W, C), and only for images of its height."""
+
+    height = None
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if self.height and inputs.shape[2:] != (self.height, self.height):
+            raise RuntimeError('the image is of another size')
+        return self.linear(self.conv(inputs).permute(0, 2, 3, 1))
+
+
+def test_what_are_the_channels_of_a_map_of_equal_lengths_is_seen_in_a_wider_image():
+    image = images()
+    model = LastChannels(conv=nn.Conv2d(3, 3, 1), linear=nn.Linear(3, 16))
+    tap, = taps = taps_of(model, 'linear')
+    assert torch.equal(taps.read(model, image)[0], model(image).permute(0, 3, 1, 2)) and tap.size == (16, 16)
+    model = Plain(conv=nn.Conv2d(3, 16, 1))
+    taps = taps_of(model, 'conv')
+    assert torch.equal(taps.read(model, image)[0], model(image))
+
+
+def test_a_map_whose_channels_cannot_be_told_is_refused():
+    model = LastChannels(conv=nn.Conv2d(3, 3, 1), linear=nn.Linear(3, 16))
+    model.height = 16
+    with pytest.raises(ValueError, match='The student tap "linear" .* gives a map whose height, width and channels'):
+        taps_of(model, 'linear')
+    model.linear = nn.Linear(3, 8)
+    assert taps_of(model, 'linear').taps[0].channels == 8
 
 
 def test_a_copy_follows_its_own_modules():

@@ -11,6 +11,7 @@ from overhaul.method.taps import Taps
 SIZES = [(64, 64), (64, 128), (128, 64), (72, 116)]  # the last is no multiple of the patches
 VIT = dict(patch_size=16, arch=dict(embed_dims=12, num_layers=2, num_heads=2, feedforward_channels=24))
 SWIN = dict(embed_dims=8, depths=[1, 1, 2, 1], num_heads=[1, 1, 1, 1])
+MIT = dict(embed_dims=8, num_layers=[1] * 4, num_heads=[1] * 4)
 MMSEG_VIT = dict(patch_size=16, embed_dims=12, num_layers=2, num_heads=2)
 TIMM_VIT = dict(type='TIMMBackbone', embed_dim=12, depth=2, num_heads=2, img_size=64, dynamic_img_size=True)
 
@@ -62,8 +63,7 @@ BACKBONES = {
         lambda: mmseg(type='VisionTransformer', with_cls_token=False, **MMSEG_VIT), 'layers.1.ffn', own_map),
     'BEiT of mmseg': (lambda: mmseg(type='BEiT', img_size=(64, 64), out_indices=[1], **MMSEG_VIT), 'layers.1', own_map),
     'Swin of mmseg': (lambda: mmseg(type='SwinTransformer', **SWIN), 'norm3', own_map),
-    'MiT': (lambda: mmseg(type='MixVisionTransformer', embed_dims=8, num_layers=[1] * 4, num_heads=[1] * 4),
-            'layers.3.2', own_map),
+    'MiT': (lambda: mmseg(type='MixVisionTransformer', **MIT), 'layers.3.2', own_map),
     'ViT of timm': (lambda: timm('vit_tiny_patch16_224'), 'timm_model.norm', tokens_behind(1, 16)),
     'DINOv2 with registers': (lambda: timm('vit_small_patch14_reg4_dinov2', patch_size=16), 'timm_model.norm',
                               tokens_behind(5, 16)),
@@ -119,6 +119,20 @@ def test_the_last_map_of_each_resolution_of_a_swin_that_has_its_channels_last():
         assert all(torch.equal(ours, theirs.permute(0, 3, 1, 2)) for ours, theirs in zip(features, own, strict=True))
 
 
+@pytest.mark.parametrize('start', [(64, 64), (65, 72)])
+@pytest.mark.parametrize(('config', 'path'), [
+    (mmseg(type='SwinTransformer', **SWIN), 'norm{}'), (mmseg(type='MixVisionTransformer', **MIT), 'layers.{}.2')])
+def test_each_stage_at_sizes_that_are_no_multiple_of_anything(config, path, start):
+    """6 tokens of an image of 79 x 63 are 3 x 2, and not 2 x 2 behind two others."""
+    model = build_model(config).eval()
+    taps = Taps(model, [f'backbone.{path.format(i)}' for i in range(4)], 'student')
+    taps.dry_run(model, start, stop_after_last=False)
+    for size in ((79, 63), (63, 79), (75, 85), (61, 113), (200, 97), (33, 47)):
+        images = torch.randn(1, 3, *size)
+        features = taps.read(model, images)
+        assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(features, model.backbone(images), strict=True))
+
+
 class Backbone(nn.Module):
     """Patches of 4 x 4 behind tokens of which it says nothing but their names, and one block."""
 
@@ -162,7 +176,7 @@ def test_extra_tokens_by_their_names_and_one_or_two_without(tokens):
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     ((dict(unknown=5), ), r'149 tokens fit no map of an image of 36x64 with patches of 4x4; the backbone tells of no '
-                          r'class and register tokens\. .* attribute num_extra_tokens'),
+                          r'class and register tokens\. .* class attribute num_extra_tokens'),
     ((dict(cls_token=1, unknown=4), ), '149 tokens .* the backbone has 1 class and register tokens'),
     (({}, lambda sequence: sequence.unflatten(1, (9, 16)).flatten(0, 1)), 'These are 9 parts of 1 images'),
     (({}, lambda sequence: sequence[:, :30]), '30 tokens fit no map'),
@@ -172,13 +186,20 @@ def test_tokens_that_are_no_map_of_the_image_are_refused(arguments, message):
         taps_of(Model(*arguments), (36, 64))
 
 
-def test_what_the_message_advises_is_right():
+@pytest.mark.parametrize('told', [None, 1])
+def test_what_the_message_advises_is_right(monkeypatch, told):
     model = Model(dict(unknown=5))
-    Backbone.num_extra_tokens = 5
-    try:
-        assert taps_of(model, (36, 64)).taps[0].size == (9, 16)
-    finally:
-        del Backbone.num_extra_tokens
+    advice = 'give Backbone the right number as the class attribute num_extra_tokens'
+    if told:
+        model.backbone.num_extra_tokens = told
+        advice = 'correct the num_extra_tokens that the __init__ of Backbone sets'
+    with pytest.raises(ValueError, match=advice):
+        taps_of(model, (36, 64))
+    if told:
+        model.backbone.num_extra_tokens = 5
+    else:
+        monkeypatch.setattr(Backbone, 'num_extra_tokens', 5, raising=False)
+    assert taps_of(model, (36, 64)).taps[0].size == (9, 16)
 
 
 def test_tokens_in_an_order_of_their_own_are_refused():
