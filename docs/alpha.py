@@ -23,7 +23,8 @@ from sklearn.datasets import load_sample_images
 from torch.nn import functional
 
 from overhaul.engine import dry_run
-from overhaul.files.settings import plain_model, read_config, whole_model
+from overhaul.files.parts import plain_model, whole_model, without_downloads
+from overhaul.files.settings import read_config
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.probe import Strength, measure
 from overhaul.registry import build, is_type
@@ -71,7 +72,7 @@ def batch_of(cfg: Config, seed: int) -> dict:
 def strength_of(path: Path, seed: int, trained: bool) -> tuple[Strength, OverhaulDistiller]:
     """Measure the config with a seed for weights and images, and with the shipped teacher if it is ``trained``."""
     cfg = read_config(path)
-    dry_run.without_downloads(cfg.model)
+    without_downloads(cfg.model)
     if not trained:
         cfg.model.teacher_checkpoint = None
     set_random_seed(seed)

@@ -24,8 +24,8 @@ from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from overhaul.engine.dry_run import RandomImages, without_downloads
-from overhaul.files.settings import model_of
+from overhaul.engine.dry_run import RandomImages
+from overhaul.files.parts import model_of, without_downloads
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.margins import NegativeMean
 from overhaul.method.stages import find_stages

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from overhaul.files import own_configs
+from overhaul import own_configs
 
 __version__ = '0.1.0'
 

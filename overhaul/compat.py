@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +29,8 @@ from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from overhaul.whole import write_whole
 
 
 def apply() -> None:
@@ -149,29 +151,12 @@ def _allow_mmengine_checkpoints() -> None:
 
 
 def _put_whole(backend: LocalBackend, obj: bytes, filepath: str | Path) -> None:
-    """Write a file that is there whole or not at all, whatever happens meanwhile.
+    """Write a file that is there whole or not at all.
 
     mmengine 0.10.7 writes a checkpoint in place, so an interruption or a full disk leaves half of one.
     Delete when it writes beside and renames.
     """
-    path = Path(filepath)
-    beside = path.with_name(f'{path.name}.part')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with beside.open('wb') as file:
-            file.write(obj)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    with suppress(OSError):  # not every system can write a folder out; the new name might not outlive a power cut there
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    write_whole(Path(filepath), lambda draft: draft.write_bytes(obj))
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from small_models import CLASSES, build_distiller, build_model, resnet, segmento
 
 from overhaul import cli
 from overhaul.engine import benchmark
-from overhaul.files.settings import plain_model, read_config
+from overhaul.files.parts import plain_model
+from overhaul.files.settings import read_config
 from overhaul.files.weights import load_weights
 from overhaul.registry import MODELS, build
 from overhaul.reports.logs import read_log

@@ -20,7 +20,7 @@ from PIL import Image
 from small_models import build_model
 from tiny_data import write_imagenet
 
-from overhaul.files.settings import model_of
+from overhaul.files.parts import model_of
 
 ROOT = Path(__file__).parents[1]
 DIGITS, SCENES = 'configs/digits_wrn16_2_wrn10_1.py', 'configs/digitscenes_r34_r18.py'

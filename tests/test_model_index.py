@@ -10,7 +10,8 @@ import pytest
 from mmengine.runner import Runner
 
 from overhaul.engine.hooks.summary import count_parameters
-from overhaul.files.settings import read_config, student_only
+from overhaul.files.parts import student_only
+from overhaul.files.settings import read_config
 from overhaul.files.weights import load_weights
 from overhaul.registry import build
 from overhaul.tasks.results import quoted

@@ -12,7 +12,8 @@ from small_models import CLASSES, batch, build_distiller, save_teacher, wide_res
 
 from overhaul import Digits
 from overhaul.files.checkpoints import read_checkpoint
-from overhaul.files.settings import read_config, student_only
+from overhaul.files.parts import student_only
+from overhaul.files.settings import read_config
 from overhaul.registry import MODELS
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from overhaul.engine.hooks import AverageStatisticsHook, CalibrateHook, HealthHook, PictureHook, SummaryHook
-from overhaul.engine.hooks.runner import bare_model
+from overhaul.engine.runner import bare_model
 from overhaul.reports import pictures
 
 BATCHES = [batch(8, seed) for seed in range(3)]

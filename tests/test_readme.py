@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overhaul.files import own_configs
+from overhaul import own_configs
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(page.relative_to(ROOT)): page.read_text()

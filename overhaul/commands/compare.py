@@ -41,7 +41,8 @@ from mmengine.config import Config, DictAction
 from overhaul.commands import train as training
 from overhaul.engine.followed import give_rules, rules_in
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.settings import config_name, read_config, student_only
+from overhaul.files.parts import student_only
+from overhaul.files.settings import config_name, read_config
 from overhaul.reports.logs import read_log
 from overhaul.reports.progress import progress
 from overhaul.reports.statistics import interval, paired_test

@@ -24,7 +24,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.settings import Overrides, plain_model, read_config, student_only, task_name, whole_model
+from overhaul.files.parts import plain_model, student_only, task_name, whole_model
+from overhaul.files.settings import Overrides, read_config
 from overhaul.files.weights import load_distiller, load_weights
 from overhaul.registry import build
 from overhaul.reports import pictures

@@ -16,10 +16,10 @@ from fractions import Fraction
 from mmengine.logging import MMLogger
 from torch import nn
 
-from overhaul.engine.dry_run import without_downloads
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.checkpoints import examples
-from overhaul.files.settings import model_of, plain_model, read_config, task_name, teacher_only, whole_model
+from overhaul.files.parts import model_of, plain_model, task_name, teacher_only, whole_model, without_downloads
+from overhaul.files.settings import read_config
 from overhaul.files.weights import Source, load_teacher
 from overhaul.method.margins import margin_from_batch_norm
 from overhaul.method.stages import auto_taps, find_stages, head_taps

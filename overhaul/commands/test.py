@@ -11,10 +11,10 @@ from torch import nn
 
 from overhaul import compat
 from overhaul.datasets import voc_submission
-from overhaul.engine.dry_run import without_downloads
-from overhaul.engine.hooks.runner import bare_model
+from overhaul.engine.runner import bare_model
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.settings import Overrides, config_name, plain_model, read_config, student_only, teacher_only
+from overhaul.files.parts import plain_model, student_only, teacher_only, without_downloads
+from overhaul.files.settings import Overrides, config_name, read_config
 from overhaul.files.weights import load_weights
 from overhaul.registry import build
 from overhaul.tasks import task_of

@@ -13,10 +13,11 @@ from mmengine.runner import Runner
 
 from overhaul import compat
 from overhaul.engine import dry_run, exact_resume, followed, malloc, modes, same_start, starting_weights
-from overhaul.engine.hooks.runner import bare_model
+from overhaul.engine.runner import bare_model
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.checkpoints import latest_checkpoint
-from overhaul.files.settings import Overrides, config_name, read_config, student_only
+from overhaul.files.parts import student_only
+from overhaul.files.settings import Overrides, config_name, read_config
 from overhaul.files.weights import Source, check_resumable
 
 

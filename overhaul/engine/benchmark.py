@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from overhaul.engine import dry_run, malloc, modes
-from overhaul.files.settings import student_only, teacher_only, whole_model
+from overhaul.files.parts import student_only, teacher_only, whole_model
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.registry import MODELS
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import Dataset
 
-from overhaul.engine.hooks.runner import bare_model
-from overhaul.files.settings import model_of, plain_model, task_name
+from overhaul.engine.runner import bare_model
+from overhaul.files.parts import model_of, plain_model, task_name, without_downloads
 from overhaul.registry import DATASETS, HOOKS, build, is_type
 from overhaul.tasks import task_of
 
@@ -76,17 +76,6 @@ def _sizes(data: object) -> Iterator[int | Sequence[int]]:
         data = list(data.values())
     for part in data if isinstance(data, list | tuple) else ():
         yield from _sizes(part)
-
-
-def without_downloads(model: dict | list) -> None:
-    """Edit the config of a model so that it begins with random weights, whatever it would have begun with."""
-    for key, value in reversed(list(model.items() if isinstance(model, dict) else enumerate(model))):
-        if is_type(value, 'mmengine.Pretrained'):
-            del model[key]
-        elif key == 'pretrained':
-            model[key] = False if isinstance(value, bool) else None
-        elif isinstance(value, (dict, list)):
-            without_downloads(value)
 
 
 @DATASETS.register_module()

@@ -15,7 +15,6 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook, ParamSchedulerHook
 from mmengine.runner import Runner
 
-from overhaul.engine.hooks.summary import SummaryHook
 from overhaul.registry import nearest, type_name
 from overhaul.tasks.results import less_is_better
 
@@ -71,8 +70,7 @@ class TellMissingHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Look at what the evaluator gives of the teacher."""
         for hook in runner.hooks:
-            if isinstance(hook, SummaryHook):
-                self.after_val_epoch(runner, hook.teacher_metrics)
+            self.after_val_epoch(runner, getattr(hook, 'teacher_metrics', None))  # of a SummaryHook
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, object] | None = None) -> None:
         """Look at what it gives of the student."""

@@ -14,7 +14,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from overhaul.engine.hooks.runner import bare_model
+from overhaul.engine.runner import bare_model
 from overhaul.registry import HOOKS, OPTIM_WRAPPERS, is_type, nearest, type_name
 
 MODES = ('bfloat16', 'channels_last', 'compile')

@@ -9,7 +9,7 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from overhaul.engine.hooks.runner import bare_model
+from overhaul.engine.runner import bare_model
 from overhaul.files.weights import checksum
 from overhaul.method.distiller import OverhaulDistiller
 

@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from overhaul.engine.hooks.runner import bare_model
+from overhaul.engine.runner import bare_model
 from overhaul.files import weights
 
 

@@ -14,11 +14,12 @@ from torch import nn
 from overhaul import __version__
 from overhaul.files.checkpoints import read_checkpoint
 from overhaul.files.onnx_graph import OnnxGraph
-from overhaul.files.settings import plain_model, read_config, task_name
+from overhaul.files.parts import plain_model, task_name
+from overhaul.files.settings import read_config
 from overhaul.files.weights import load_weights
-from overhaul.files.whole import write_whole
 from overhaul.registry import DATASETS, MODELS, build, is_type, short_name, type_name
 from overhaul.tasks import task_of
+from overhaul.whole import write_whole
 
 # Types of this package that a student's answers do not depend on, and what plain mmpretrain and mmseg have for them.
 _PLAIN = {

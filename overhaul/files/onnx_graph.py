@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from overhaul.files.whole import write_whole
 from overhaul.tasks import Task
+from overhaul.whole import write_whole
 
 _TOLERANCE = 1e-4
 # What a graph for any size is written with, and checked on.

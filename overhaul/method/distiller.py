@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from overhaul.compat import save_names_that_load
 from overhaul.files.checkpoints import examples
-from overhaul.files.settings import model_of, with_preprocessor
+from overhaul.files.parts import model_of, with_preprocessor
 from overhaul.files.weights import checksum, load_teacher, starting_weights
 from overhaul.method import recipe
 from overhaul.method.arguments import check_batch_norm, check_kind, check_size, check_taps

@@ -8,7 +8,8 @@ import cv2
 import pytest
 import torch
 
-from overhaul.files.settings import read_config, student_only
+from overhaul.files.parts import student_only
+from overhaul.files.settings import read_config
 from overhaul.registry import build
 from overhaul.reports import pictures
 

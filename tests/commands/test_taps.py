@@ -10,7 +10,7 @@ from small_models import save_teacher, wide_resnet
 from torch import nn
 
 from overhaul.files.checkpoints import read_checkpoint
-from overhaul.files.settings import model_of
+from overhaul.files.parts import model_of
 from overhaul.method.margins import margin_from_batch_norm
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from tiny_data import write_voc
 from overhaul import PascalVOC
 from overhaul.datasets import voc_submission
 from overhaul.datasets.voc_submission import VOCSubmission
-from overhaul.files.settings import read_config, student_only
+from overhaul.files.parts import student_only
+from overhaul.files.settings import read_config
 from overhaul.registry import MODELS
 
 REPOSITORY = Path(__file__).parents[2]

@@ -43,17 +43,6 @@ def test_without_validation_data_it_trains_only(tmp_path, capsys):
     assert 'Dry run: ok. 2 training steps, ' in capsys.readouterr().out
 
 
-def test_it_begins_with_random_weights_whatever_was_to_be_loaded():
-    pretrained, normal = dict(type='Pretrained', checkpoint='nowhere.pth'), dict(type='Normal', layer='Conv2d')
-    model = dict(
-        pretrained='nowhere.pth', data_preprocessor=None, backbone=dict(depth=18, init_cfg=pretrained, pretrained=True),
-        head=dict(init_cfg=[pretrained, normal, pretrained]))
-    dry_run.without_downloads(model)
-    assert model == dict(
-        pretrained=None, data_preprocessor=None, backbone=dict(depth=18, pretrained=False),
-        head=dict(init_cfg=[normal]))
-
-
 STRANGE = '''
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS

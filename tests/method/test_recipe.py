@@ -13,8 +13,8 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from small_models import build_distiller, wide_resnet
 from torch import nn
 
-from overhaul.engine.dry_run import without_downloads
-from overhaul.files.settings import read_config, student_only
+from overhaul.files.parts import student_only, without_downloads
+from overhaul.files.settings import read_config
 from overhaul.method.connectors import ConvBNConnector
 from overhaul.method.recipe import _as_keys_of_student, as_student
 from overhaul.registry import MODELS

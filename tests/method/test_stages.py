@@ -9,7 +9,7 @@ from mmengine.model import ImgDataPreprocessor
 from small_models import batch, build_distiller, build_model, resnet, segmentor
 from torch import nn
 
-from overhaul.files.settings import model_of
+from overhaul.files.parts import model_of
 from overhaul.method.stages import Stage, auto_taps, find_stages, pair_stages
 from overhaul.method.taps import Taps
 from overhaul.registry import build

@@ -16,7 +16,7 @@ from small_models import CLASSES, build_distiller, build_model, resnet, segmento
 from torch import nn
 
 from overhaul.files.onnx_graph import OnnxGraph
-from overhaul.files.settings import task_name
+from overhaul.files.parts import task_name
 from overhaul.registry import MODELS, TASKS
 from overhaul.tasks import Classification, Segmentation, Task, classes_of, task_of
 from overhaul.tasks.results import deciding, headline

@@ -9,7 +9,7 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from overhaul.engine.hooks.runner import bare_model, training_batches
+from overhaul.engine.runner import bare_model, training_batches
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.margins import NegativeMean
 from overhaul.method.probe import measure

@@ -3,7 +3,7 @@
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from overhaul.engine.hooks.runner import bare_model
+from overhaul.engine.runner import bare_model
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.registry import HOOKS
 

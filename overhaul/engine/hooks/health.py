@@ -12,8 +12,8 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from overhaul.engine.hooks.runner import bare_model
 from overhaul.engine.hooks.summary import SummaryHook
+from overhaul.engine.runner import bare_model
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.probe import Strength
 from overhaul.registry import HOOKS

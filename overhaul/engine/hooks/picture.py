@@ -6,7 +6,7 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from overhaul.engine.hooks.runner import bare_model, training_batches
+from overhaul.engine.runner import bare_model, training_batches
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.registry import HOOKS
 

@@ -8,7 +8,7 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from overhaul.engine.hooks.runner import bare_model, training_batches, validate
+from overhaul.engine.runner import bare_model, training_batches, validate
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.probe import Strength, measure
 from overhaul.registry import HOOKS

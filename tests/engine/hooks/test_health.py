@@ -16,8 +16,8 @@ from torch import nn
 
 from overhaul.engine.hooks import HealthHook, SummaryHook
 from overhaul.engine.hooks.health import doubts_of_teacher
-from overhaul.engine.hooks.runner import bare_model
 from overhaul.engine.modes import CompileHook
+from overhaul.engine.runner import bare_model
 from overhaul.registry import MODELS
 
 ROOT = Path(__file__).parents[3]
@@ -287,7 +287,7 @@ from small_models import Lines, batch, build_distiller, runner, sgd
 
 from overhaul import compat
 from overhaul.engine.hooks import HealthHook
-from overhaul.engine.hooks.runner import bare_model
+from overhaul.engine.runner import bare_model
 
 
 class Spoil(Hook):

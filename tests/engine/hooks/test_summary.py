@@ -21,8 +21,8 @@ from small_models import (
 from torch.utils.data import DataLoader
 
 from overhaul.engine.hooks import SummaryHook
-from overhaul.engine.hooks.runner import validate
 from overhaul.engine.hooks.summary import count_parameters, describe
+from overhaul.engine.runner import validate
 from overhaul.tasks.results import headline
 
 

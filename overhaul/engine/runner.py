@@ -1,4 +1,4 @@
-"""What several hooks ask of a runner."""
+"""What is asked of a runner by several hooks."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 PREFIX = 'overhaul::'
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parent
 _mmengine_path = Config._get_cfg_path
 
 

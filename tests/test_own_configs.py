@@ -13,7 +13,7 @@ from mmengine.config import Config
 
 from overhaul.files.settings import read_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 NAME = 'overhaul::voc_r101_r18.py'
 
 # Run where the wheel is unpacked and the checkout is not to be found.
