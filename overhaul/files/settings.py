@@ -92,6 +92,8 @@ def _read(path: str) -> Config:
     try:
         cfg = get_config(path) if '::' in path else Config.fromfile(path)
         _name_types(cfg)
+        # The runner makes a text of its config for each checkpoint and log; to format one takes up to a second.
+        object.__setattr__(cfg, '_format_python_code', False)
         return cfg
     except Exception as error:  # a config is a program, and can raise anything
         raise ValueError(f'The config "{path}" cannot be read: {_fault(error)}. Correct it there.') from error
