@@ -65,8 +65,8 @@ def test_speed():
 
 def test_the_readme_has_the_results_of_all_seeds():
     readme = (ROOT / 'README.md').read_text()
-    for config, seeds in (('digits_wrn16_2_wrn10_1', 10), ('digitscenes_r34_r18', 5)):
-        for sample in read_results(ROOT / f'docs/results/{config}.csv').sides.values():
+    for config, unit, seeds in (('digits_wrn16_2_wrn10_1', '% error', 10), ('digitscenes_r34_r18', '% mIoU', 5)):
+        for sample in read_results(ROOT / f'docs/results/{config}.csv').units[unit].values():
             (values, ) = sample.values()
             assert len(values) == seeds and f'{mean_and_interval(values)} %' in readme
 
@@ -76,9 +76,9 @@ def test_label_budget():
     words = command('label_budget')
     values = words[words.index('--vary') + 2:words.index('--csv')]
     assert words[words.index('--vary') + 1] == results.key
-    expected = []
+    expected, sides = [], results.units['% error']
     for value in values:
-        alone, distilled = (results.sides[side][value] for side in ('alone', 'distilled'))
+        alone, distilled = (sides[side][value] for side in ('alone', 'distilled'))
         expected.append([
             value.replace('None', 'all'), str(len(alone)), mean_and_interval(alone), mean_and_interval(distilled),
             f'{np.mean(distilled) / np.mean(alone):.2f}', f'{stats.ttest_rel(alone, distilled).pvalue:.1g}'])
@@ -86,7 +86,7 @@ def test_label_budget():
 
 
 def test_ablations():
-    samples = read_results(ROOT / 'docs/results/ablations.csv').sides['distilled']
+    samples = read_results(ROOT / 'docs/results/ablations.csv').units['% error']['distilled']
     assert list(samples) == [variant.split()[0] for variant in VARIANTS]
     default = np.array(samples['default'])
     expected = [['`default`', str(len(default)), mean_and_interval(default), '', '']]

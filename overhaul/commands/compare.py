@@ -25,7 +25,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from itertools import cycle
@@ -41,16 +41,16 @@ from mmengine.config import Config, DictAction
 from overhaul.commands import train as training
 from overhaul.engine.followed import give_rules, rules_in
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.parts import student_only
+from overhaul.files.parts import build_plain, student_only
 from overhaul.files.settings import config_name, read_config
 from overhaul.reports.logs import read_log
 from overhaul.reports.progress import progress
 from overhaul.reports.statistics import interval, paired_test
-from overhaul.tasks.results import headline, quoted
+from overhaul.tasks import task_of
+from overhaul.tasks.results import Result, quoted
 
 ALONE, DISTILLED = 'alone', 'distilled'
 FINISHED = 'finished.json'
-_BETTER = {True: ', less is better', False: ', more is better', None: ''}
 
 
 class Run(NamedTuple):
@@ -189,7 +189,8 @@ def table(results: Mapping[Run, float], variants: Sequence[str], sides: Sequence
 
 
 def run_all(
-        arguments: argparse.Namespace, cfg: Config) -> tuple[str, dict[str, list[str]], dict[Run, dict[str, float]]]:
+        arguments: argparse.Namespace, cfg: Config, quote: Callable[[dict[str, float]], list[Result]],
+) -> tuple[str, dict[str, list[str]], dict[Run, dict[str, float]]]:
     """Run what is not finished; return what is varied, the variants, and the metrics of each run."""
     key, variants = variants_of(arguments)
     folder = arguments.work_dir or Path('work_dirs/compare', config_name(arguments.config))
@@ -215,15 +216,16 @@ def run_all(
             for future in progress(as_completed(runs), 'Runs', len(runs)):
                 run = runs[future]
                 metrics[run] = future.result()
-                print(f'{run.variant}  {run.side}  seed {run.seed}: {headline(metrics[run])}'.strip(), flush=True)
+                told = ', '.join(map(str, quote(metrics[run])))
+                print(f'{run.variant}  {run.side}  seed {run.seed}: {told}'.strip(), flush=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return key, variants, {run: metrics[run] for run in commands}
 
 
-def rules_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return of which metrics less or more is better, as the config and ``--cfg-options`` say it of every run.
+def quote_of(arguments: argparse.Namespace) -> Callable[[dict[str, float]], list[Result]]:
+    """Return what quotes the metrics of a run, by its task and by what config and ``--cfg-options`` say is better.
 
     Raises:
         ValueError: If they follow a metric of which nobody knows that.
@@ -231,7 +233,8 @@ def rules_of(arguments: argparse.Namespace) -> dict[str, str]:
     options = (option.partition('=') for option in arguments.cfg_options)
     cfg = read_config(arguments.config, {key: DictAction._parse_iterable(value) for key, _, value in options})
     give_rules(cfg)
-    return rules_in(cfg)
+    task = task_of(build_plain(cfg))
+    return lambda metrics: quoted(metrics, rules_in(cfg, metrics, task), task)
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
@@ -243,20 +246,20 @@ def main(command_line: Sequence[str] | None = None) -> None:
         try:
             cfg = read_config(arguments.config)
             student_only(cfg)  # refuses what is no distillation
-            rules = rules_of(arguments)
-            key, variants, metrics = run_all(arguments, cfg)
+            quote = quote_of(arguments)
+            key, variants, metrics = run_all(arguments, cfg, quote)
         except ChildProcessError as error:
             sys.exit(f'error: {error}')
-        quotes = {run: quoted(values, rules) for run, values in metrics.items()}
+        quotes = {run: quote(values) for run, values in metrics.items()}
         results = {run: {result.unit: result.value for result in some} for run, some in quotes.items()}
-        better = {result.unit: _BETTER[result.less_is_better] for some in quotes.values() for result in some}
+        axes = {result.unit: result.axis for some in quotes.values() for result in some}
         units = list(next(iter(results.values())))
         if any(list(values) != units for values in results.values()) or not units:
             raise ValueError(
                 'The runs have no result in common, since their evaluator gave other numbers in some, or none. See '
                 'their logs in the work directory.')
     for unit in units:
-        print(f'{unit} of {arguments.seeds} seeds{better[unit]}: mean ± 95 % interval of the mean (least to most)')
+        print(f'{axes[unit]}, of {arguments.seeds} seeds: mean ± 95 % interval of the mean (least to most)')
         print(table({run: values[unit] for run, values in results.items()}, list(variants), arguments.sides))
     if arguments.csv:
         with arguments.csv.open('w', newline='') as file:

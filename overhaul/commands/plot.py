@@ -13,7 +13,8 @@ Each draws one PNG, by default called like the command.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,14 +24,16 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
+from overhaul.engine.followed import rules_in
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.parts import plain_model, student_only, task_name, whole_model
+from overhaul.files.parts import build_plain, student_only, whole_model
 from overhaul.files.settings import Overrides, read_config
 from overhaul.files.weights import load_distiller, load_weights
 from overhaul.registry import build
 from overhaul.reports import pictures
-from overhaul.reports.logs import read_log, read_results
-from overhaul.tasks import task_of
+from overhaul.reports.logs import Log, read_log, read_results
+from overhaul.tasks import Task, task_of
+from overhaul.tasks.results import best, quoted
 
 
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -82,10 +85,31 @@ def curves(arguments: argparse.Namespace) -> Figure:
     """Return the learning curves of work directories."""
     logs = [read_log(work_dir) for work_dir in arguments.work_dir]
     names = arguments.names or [Path(work_dir).name for work_dir in arguments.work_dir]
-    teachers = [log.teacher for log in logs if log.teacher is not None]
+    teacher = next((log.teacher for log in logs if log.teacher), {})
     return pictures.draw_curves(
-        [pictures.Curve(name, log.results, log.task_losses) for name, log in zip(names, logs)],
-        logs[0].unit, 'epoch' if logs[0].by_epoch else 'iteration', teachers[0] if teachers else None)
+        [_curve(*run) for run in zip(names, logs, arguments.work_dir)], 'epoch' if logs[0].by_epoch else 'iteration',
+        teacher)
+
+
+def _curve(name: str, log: Log, work_dir: str) -> pictures.Curve:
+    rules, task = _said_in(work_dir, next(iter(log.validation.values()), {}))
+    results = {step: quoted(metrics, rules, task) for step, metrics in log.validation.items()}
+    return pictures.Curve(name, results, log.task_losses, best(log.validation, rules, task))
+
+
+def _said_in(work_dir: str, metrics: Mapping[str, float]) -> tuple[dict[str, str], Task | None]:
+    """Return what is better of the ``metrics`` by the config of the last training in ``work_dir``, and its task."""
+    configs = sorted(Path(work_dir).glob('*/vis_data/config.py'))
+    if not configs:
+        return {}, None
+    try:
+        cfg = read_config(configs[-1])
+        task = task_of(build_plain(cfg))
+    except Exception as error:  # what it was trained with may not be installed here
+        print(f'The config of {work_dir} cannot be used here, and what is better is told by the names of metrics '
+              f'alone: {error}')
+        return {}, None
+    return rules_in(cfg, metrics, task), task
 
 
 def taps(arguments: argparse.Namespace) -> Figure:
@@ -98,7 +122,7 @@ def budget(arguments: argparse.Namespace) -> Figure:
     """Return the results of a comparison."""
     results = read_results(arguments.csv)
     label = arguments.label or results.key.rpartition('.')[2].replace('_', ' ')
-    return pictures.draw_budget(results.sides, results.unit, label, arguments.teacher)
+    return pictures.draw_budget(results.units, label, arguments.teacher)
 
 
 def features(arguments: argparse.Namespace) -> Figure:
@@ -123,16 +147,16 @@ def predictions(arguments: argparse.Namespace) -> Figure:
             f'The config "{arguments.config}" has no test_dataloader. Give it one: predictions are drawn on '
             'its images.')
     cfg.test_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
-    cfg.test_dataloader.dataset.indices = arguments.images
     loader = Runner.build_dataloader(cfg.test_dataloader)
     samples = {}
     for name, checkpoint in (argument.split('=', 1) for argument in arguments.checkpoints):
-        model = build(plain_model(cfg), 'student').eval()
+        model = build_plain(cfg).eval()
         load_weights(model, checkpoint)
-        samples[name] = [model.test_step(batch)[0] for batch in loader]
-    images = [pictures.to_rgb(batch['inputs'][0], model.data_preprocessor) for batch in loader]
+        samples[name] = [model.test_step(batch)[0] for batch in islice(loader, arguments.images)]
+    images = [
+        pictures.to_rgb(batch['inputs'][0], model.data_preprocessor) for batch in islice(loader, arguments.images)]
     return pictures.draw_predictions(
-        task_of(model, task_name(cfg)), images, samples, loader.dataset.metainfo)
+        task_of(model), images, samples, loader.dataset.metainfo)
 
 
 def before_and_after(arguments: argparse.Namespace) -> tuple[list[pictures.TapFeatures], list[pictures.TapFeatures]]:

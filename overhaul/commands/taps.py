@@ -55,7 +55,8 @@ def networks(config: str, student: str | None) -> tuple[dict[str, nn.Module], st
     for name, part in parts.items():
         without_downloads(part)
         models[name] = build(part, name)
-    name_task(models.get('student', models.get('network')), task_name(cfg))
+    for model in models.values():
+        name_task(model, task_name(cfg), models.get('student'))
     return models, _load(models, cfg.model.get('teacher_checkpoint')), cfg.model
 
 
@@ -68,9 +69,8 @@ def _load(models: dict[str, nn.Module], checkpoint: str | None) -> str:
         missing = load_teacher(teacher, checkpoint)
     except FileNotFoundError as error:
         return f"{initial}, since the teacher's are not here. {error}"
-    trunk = f'{task_of(teacher).trunk}.'
-    if any(name.startswith(trunk) for name in teacher.state_dict()):  # those of timm's classifiers do not
-        missing = [name for name in missing if name.startswith(trunk)]
+    task = task_of(teacher)
+    missing = [name for name in missing if task.is_of_trunk(name)]
     if missing:
         raise ValueError(
             f'The checkpoint "{file}" does not fit the {type(teacher).__name__}: it lacks {len(missing)} tensors of '

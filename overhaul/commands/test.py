@@ -13,11 +13,10 @@ from overhaul import compat
 from overhaul.datasets import voc_submission
 from overhaul.engine.runner import bare_model
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.parts import plain_model, student_only, teacher_only, without_downloads
+from overhaul.files.parts import build_plain, student_only, task_name, teacher_only
 from overhaul.files.settings import Overrides, config_name, read_config
 from overhaul.files.weights import load_weights
-from overhaul.registry import build
-from overhaul.tasks import task_of
+from overhaul.tasks import name_task, task_of
 from overhaul.tasks.results import headline
 
 
@@ -53,14 +52,13 @@ def augment(cfg: Config) -> None:
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
-def check_teacher(teacher: nn.Module, student: dict, dataset: object) -> None:
+def check_teacher(teacher: nn.Module, student: nn.Module, dataset: object) -> None:
     """Refuse a teacher that gives something else than what the evaluator of its student compares.
 
     Raises:
         ValueError: Says why it cannot be tested.
     """
-    without_downloads(student)
-    reason = task_of(teacher).cannot_judge(dataset, task_of(build(student, 'student')))
+    reason = task_of(teacher).cannot_judge(dataset, task_of(student))
     if reason is not None:
         raise ValueError(
             f'The teacher cannot be tested on these data, since {reason}. A student can learn from its features all '
@@ -79,12 +77,12 @@ def test(arguments: argparse.Namespace) -> None:
         cfg = read_config(arguments.config, arguments.cfg_options)
         cfg.launcher = arguments.launcher
         cfg.work_dir = arguments.work_dir or cfg.get('work_dir') or f'work_dirs/{config_name(arguments.config)}'
-        checkpoint, part = arguments.checkpoint, 'Model'
+        checkpoint, part, task, student = arguments.checkpoint, 'Model', task_name(cfg), None
         if arguments.teacher:
             checkpoint = checkpoint or cfg.model.get('teacher_checkpoint')
             if checkpoint is None:
                 raise ValueError('The config names no teacher_checkpoint. Give the file as CHECKPOINT.')
-            student, cfg.model, part = plain_model(cfg), teacher_only(cfg), 'Teacher'
+            student, cfg.model, part = build_plain(cfg), teacher_only(cfg), 'Teacher'
         elif 'student' in cfg.model:
             cfg.model, part = student_only(cfg), 'Student'
         if arguments.tta:
@@ -95,9 +93,10 @@ def test(arguments: argparse.Namespace) -> None:
         compat.prepare_launcher(cfg)
         runner = Runner.from_cfg(cfg)
         model = bare_model(runner).module if arguments.tta else bare_model(runner)
+        name_task(model, task, student)
         if arguments.teacher:
             check_teacher(model, student, runner.test_dataloader.dataset)
         load_weights(model, checkpoint)
         metrics = runner.test()
         if arguments.voc_submission is None:
-            runner.logger.info(f'{part}: {headline(metrics)}')
+            runner.logger.info(f'{part}: {headline(metrics, task=task_of(model))}')

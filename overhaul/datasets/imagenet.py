@@ -28,7 +28,8 @@ class ImageNet(TellsUnreadableImages, MMPretrainImageNet):
     Raises:
         FileNotFoundError: If images, class folders or labels are missing; says where they are to be had and where to
             put them.
-        ValueError: If the split has no image in it, if the list of labels is none, or if an image cannot be read.
+        ValueError: If the split has no image in it, if the list of labels is none or has one of no class, or if an
+            image cannot be read.
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -53,5 +54,11 @@ class ImageNet(TellsUnreadableImages, MMPretrainImageNet):
             raise ValueError(
                 f'"{self.ann_file}" is no list of images and labels ({error}). Each of its lines is a file name, a '
                 f'blank, and a whole number. {how_to_get}') from error
-        check_images(data_list, self.ann_file or self.img_prefix, how_to_get, len(self.CLASSES))
+        source, classes = self.ann_file or self.img_prefix, len(self.CLASSES)
+        check_images(data_list, source, how_to_get)
+        wrong = [data for data in data_list if not 0 <= data.get('gt_label', 0) < classes]
+        if wrong:
+            raise ValueError(
+                f'"{source}" has {len(wrong)} images with a label that is not in 0 to {classes - 1}: '
+                f'"{wrong[0]["img_path"]}" has {wrong[0]["gt_label"]}. {how_to_get}')
         return data_list

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from mmpretrain.structures import DataSample
 from torch.utils.data import Dataset
 
 from overhaul.registry import DATASETS
@@ -11,12 +10,12 @@ from overhaul.registry import DATASETS
 
 @DATASETS.register_module()
 class InMemory(Dataset):
-    """Images (C, H, W) of one size with a label each, which go through the pipeline of ``dataset`` only once.
+    """Images (C, H, W) of one size with their annotations, which go through the pipeline of ``dataset`` only once.
 
     For a pipeline without randomness; :class:`CropFlipPreprocessor` brings it back.
 
     Args:
-        dataset: Config of a dataset for classification.
+        dataset: Config of a dataset.
 
     Attributes:
         metainfo: That of ``dataset``.
@@ -30,11 +29,11 @@ class InMemory(Dataset):
         items = [source[i] for i in range(len(source))]
         self.metainfo = source.metainfo
         self.images = torch.stack([item['inputs'] for item in items])
-        self.labels = torch.cat([item['data_samples'].gt_label for item in items])
+        self.samples = [item['data_samples'] for item in items]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> dict:
         # A new sample each time, because preprocessors write into it.
-        return dict(inputs=self.images[index], data_samples=DataSample(gt_label=self.labels[index:index + 1]))
+        return dict(inputs=self.images[index], data_samples=self.samples[index].new())

@@ -22,17 +22,16 @@ class TellsUnreadableImages:
                 f'{files} cannot be read ({reason.strip()}). Get the file again; the dataset is not whole.') from error
 
 
-def check_images(data_list: Sequence[dict], source: str, how_to_get: str, classes: int | None = None) -> None:
-    """Refuse a data list that is empty, whose first image or mask is not there, or with labels that are no classes.
+def check_images(data_list: Sequence[dict], source: str, how_to_get: str) -> None:
+    """Refuse a data list that is empty, or whose first image or mask is not there.
 
     Args:
         data_list: One dict per image with ``img_path``, and ``seg_map_path`` where there are masks.
         source: The file or folder that the list was read from, for the message.
         how_to_get: A sentence on where the dataset is to be had and where to put it.
-        classes: The number of classes that the labels ``gt_label`` are to be of.
 
     Raises:
-        ValueError: If the list is empty, or if a label is not in 0 to ``classes - 1``.
+        ValueError: If the list is empty.
         FileNotFoundError: If the first image or its mask does not exist.
     """
     if not data_list:
@@ -41,8 +40,3 @@ def check_images(data_list: Sequence[dict], source: str, how_to_get: str, classe
         path = data_list[0].get(key)
         if path is not None and not fileio.exists(path):
             raise FileNotFoundError(f'"{path}", the first file named by "{source}", does not exist. {how_to_get}')
-    wrong = [data for data in data_list if classes and not 0 <= data.get('gt_label', 0) < classes]
-    if wrong:
-        raise ValueError(
-            f'"{source}" has {len(wrong)} images with a label that is not in 0 to {classes - 1}: '
-            f'"{wrong[0]["img_path"]}" has {wrong[0]["gt_label"]}. {how_to_get}')

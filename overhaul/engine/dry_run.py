@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -18,10 +18,12 @@ from torch.utils.data import Dataset
 
 from overhaul.engine.runner import bare_model
 from overhaul.files.parts import model_of, plain_model, task_name, without_downloads
-from overhaul.registry import DATASETS, HOOKS, build, is_type
-from overhaul.tasks import task_of
+from overhaul.registry import DATASETS, HOOKS, build, is_type, type_name
+from overhaul.tasks import name_task, task_of
 
 _STEPS = 2
+# Transforms that are given (H, W), unlike the others, which are given (W, H).
+_HEIGHT_FIRST = ('mmpretrain.RandomCrop', 'mmpretrain.RandomResizedCrop', 'mmseg.RandomCrop')
 
 
 def prepare(cfg: Config) -> None:
@@ -36,9 +38,9 @@ def prepare(cfg: Config) -> None:
     preprocessors = [
         part['data_preprocessor'] for part in (cfg, cfg.model, cfg.model.get('student'))
         if part and (part.get('data_preprocessor') or {}).get('size')]
-    told = [*_sizes(cfg.train_dataloader.dataset), *(part['size'] for part in reversed(preprocessors))]
-    size = cfg.model.get('input_size') or (told[-1] if told else 224)
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    given = [part['size'] for part in reversed(preprocessors)] + [cfg.model.get('input_size')]
+    told = [*_sizes(cfg.train_dataloader.dataset, cfg.get('default_scope')), *map(_pair, filter(None, given))]
+    size = told[-1] if told else (224, 224)
     for part in preprocessors:
         part['size'] = size  # what mmseg fills images up to
     without_downloads(cfg.model)
@@ -66,16 +68,22 @@ def prepare(cfg: Config) -> None:
             hook['batches'] = _STEPS
 
 
-def _sizes(data: object) -> Iterator[int | Sequence[int]]:
-    """Yield the sizes that the transforms in the config of a dataset give images, the last one last."""
+def _sizes(data: object, scope: str | None) -> Iterator[tuple[int, int]]:
+    """Yield the (H, W) that the transforms in the config of a dataset give images, the last one last."""
     if isinstance(data, dict):
+        name = type_name(data) or ''
+        height_first = (name if '.' in name else f'{scope}.{name}') in _HEIGHT_FIRST
         for size in map(data.get, ('scale', 'crop_size', 'size')):
-            pair = size if isinstance(size, list | tuple) else (size, size)
+            pair = _pair(size)
             if len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair):
-                yield size
+                yield pair if height_first else pair[::-1]
         data = list(data.values())
     for part in data if isinstance(data, list | tuple) else ():
-        yield from _sizes(part)
+        yield from _sizes(part, scope)
+
+
+def _pair(size: object) -> tuple:
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
 @DATASETS.register_module()
@@ -93,13 +101,11 @@ class RandomImages(Dataset):
 
     def __init__(self, length: int, size: tuple[int, int], model: dict, task: str | None = None) -> None:
         self.length, self.size = length, tuple(size)
-        self.task = task_of(build(model, 'model'), task)
+        model = build(model, 'model').to('meta')  # what is asked of a task needs no weights
+        name_task(model, task)
+        self.task = task_of(model)
         self.metainfo = dict(classes=tuple(map(str, range(self.task.num_classes or 0))))
         self.annotated = self.task.random_sample(self.size, torch.Generator()) is not None
-
-    def __deepcopy__(self, memo: dict) -> RandomImages:
-        # mmengine copies the config of a data loader with the dataset in it; the model would be copied as well.
-        return self
 
     def __len__(self) -> int:
         return self.length

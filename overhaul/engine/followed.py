@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from numbers import Number
+from types import MappingProxyType
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook, ParamSchedulerHook
 from mmengine.runner import Runner
 
+from overhaul.engine.runner import bare_model
+from overhaul.files.parts import build_plain
 from overhaul.registry import nearest, type_name
-from overhaul.tasks.results import less_is_better
+from overhaul.tasks import Task, task_of
+from overhaul.tasks.results import first_number, less_is_better
 
 _RULES = {True: 'less', False: 'greater', None: None}
 
@@ -32,7 +35,9 @@ def give_rules(cfg: Config) -> None:
     for part, key in _followers(cfg):
         if part.get('rule') is not None:
             continue
-        rules = {name: _rule(name, part) for name in _names(part[key])}
+        names = _names(part[key])
+        task = task_of(build_plain(cfg)) if names else None
+        rules = {name: _rule(name, part, task) for name in names}
         for name, rule in rules.items():
             if rule is None:
                 raise ValueError(
@@ -42,13 +47,26 @@ def give_rules(cfg: Config) -> None:
             part['rule'] = rules[part[key]] if isinstance(part[key], str) else list(rules.values())
 
 
-def rules_in(cfg: Config) -> dict[str, str]:
-    """Return what of the metrics that ``cfg`` follows is better, ``'less'`` or ``'greater'`` by name."""
+def rules_in(
+        cfg: Config, metrics: Mapping[str, object] = MappingProxyType({}), task: Task | None = None) -> dict[str, str]:
+    """Return what of the metrics that ``cfg`` follows is better, ``'less'`` or ``'greater'`` by name.
+
+    Those by which the best is saved come first, then those that stop a training, and schedules.
+
+    Args:
+        cfg: Config of a training.
+        metrics: Those of a validation; ``save_best='auto'`` follows the first number.
+        task: That of the model.
+    """
     rules = {}
-    for part, key in _followers(cfg):
-        names, rule = _names(part[key]), part.get('rule')
-        given = [rule] * len(names) if isinstance(rule, str) else rule or [None] * len(names)
-        rules |= {name: said for name, said in zip(names, given) if said and name not in rules}
+    for part, key in sorted(_followers(cfg), key=lambda follower: follower[1] != 'save_best'):
+        asked, rule = _listed(part[key]), part.get('rule')
+        given = [rule] * len(asked) if isinstance(rule, str) else rule or [None] * len(asked)
+        for name, said in zip(asked, given):
+            name = first_number(metrics) if name == 'auto' else name
+            said = name and (said or _rule(name, part, task))
+            if said:
+                rules.setdefault(name, said)
     return rules
 
 
@@ -98,27 +116,31 @@ def _followers_in(part: object) -> Iterator[tuple[dict, str]]:
         yield from _followers_in(child)
 
 
+def _listed(asked: str | list[str]) -> list[str]:
+    return [asked] if isinstance(asked, str) else asked
+
+
 def _names(asked: str | list[str]) -> list[str]:
-    return [name for name in ([asked] if isinstance(asked, str) else asked) if name != 'auto']
+    return [name for name in _listed(asked) if name != 'auto']
 
 
-def _rule(name: str, given: Mapping[str, object]) -> str | None:
+def _rule(name: str, given: Mapping[str, object], task: Task | None) -> str | None:
     """Return what is better of the metric: by the keys that a CheckpointHook may be ``given``, or by its name."""
     for rule in ('greater', 'less'):
         keys = given.get(f'{rule}_keys') or ()
         if any(key.lower() in name.lower() for key in ([keys] if isinstance(keys, str) else keys)):
             return rule
-    return _RULES[less_is_better(name)]
+    return _RULES[less_is_better(name, task)]
 
 
 def _save_best(hook: CheckpointHook, save: Callable, runner: Runner, metrics: Mapping[str, object]) -> None:
     """Save what is the best by the metrics that were given, and pass over the others."""
     if 'auto' in hook.key_indicators:
-        name = next((name for name, value in metrics.items() if isinstance(value, Number)), None)
+        name = first_number(metrics)
         if name is None:
             return
         given = {key: value for key, value in vars(hook).items() if value is not getattr(hook, f'_default_{key}', None)}
-        rule = hook.rules[0] or _rule(name, given)
+        rule = hook.rules[0] or _rule(name, given, task_of(bare_model(runner)))
         if rule is None:
             runner.logger.warning(
                 f"save_best='auto' takes the first metric, {name}, and its name does not tell whether less or more of "

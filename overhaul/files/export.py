@@ -18,7 +18,7 @@ from overhaul.files.parts import plain_model, task_name
 from overhaul.files.settings import read_config
 from overhaul.files.weights import load_weights
 from overhaul.registry import DATASETS, MODELS, build, is_type, short_name, type_name
-from overhaul.tasks import task_of
+from overhaul.tasks import name_task, task_of
 from overhaul.whole import write_whole
 
 # Types of this package that a student's answers do not depend on, and what plain mmpretrain and mmseg have for them.
@@ -67,7 +67,8 @@ def export_student(
     cfg = read_config(config)
     plain = student_config(cfg)
     model = build(copy.deepcopy(plain.model), 'student', scope=plain.default_scope).eval()  # building edits a config
-    task = task_of(model, task_name(cfg))
+    name_task(model, task_name(cfg))
+    task = task_of(model)
     graph = OnnxGraph(task, size or cfg.model.get('input_size')) if onnx else None
     load_weights(model, checkpoint)
     own = _of_this_package(model)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from overhaul.files.checkpoints import PLAIN_KEYS, examples
+from overhaul.tasks import Task, task_of
 
 # What official networks and torchvision call otherwise. Applied in this order; what is ours passes through unchanged.
 _RENAMES: list[tuple[str, str | Callable[[re.Match], str]]] = [
@@ -34,8 +35,6 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match], str]]] = [
 ]
 # What a file may hold more than the model: parts used in training alone, and what frameworks save beside the weights.
 _SPARE = re.compile(r'auxiliary_head\.|data_preprocessor\.|ema_|(.+\.)?mask_token$')
-# What networks call what comes behind their features, where it lies among them.
-_HEAD = re.compile(r'(neck|heads?|head_\w+|\w+_head|fc|classifier|last_linear|linear|logits|pre_logits|projector)\.')
 # A first convolution for other channels is a tensor or two of a backbone; another depth or width is many.
 _NEARLY_ALL = 0.9
 
@@ -45,6 +44,7 @@ class Fit:
     """How a set of weights in a file fits a model.
 
     Attributes:
+        task: That of the model.
         model: The tensors of the model, by name.
         key: Where in the file the set is; ``''`` is the top.
         prefix, added: What is taken from the beginning of each name, and what is put there where the model has no such
@@ -54,6 +54,7 @@ class Fit:
         renamed: A module of the file, and that of the model which must be meant since no other is left.
     """
 
+    task: Task
     model: dict[str, Tensor]
     key: str
     prefix: str
@@ -95,18 +96,12 @@ class Fit:
 
     def in_backbone(self, name: str) -> bool:
         """Return whether ``name`` is of what comes before the head."""
-        return name.startswith(backbone_of(self.model)) and not _HEAD.match(
-            name.removeprefix(self.added or backbone_of(self.model)))
+        return self.task.is_of_trunk(name, self.added)
 
     def is_in(self, other: Fit) -> bool:
         """Return whether ``other`` gives the model all that this does."""
         return self.taken.keys() <= other.taken.keys() and all(
             value is other.taken[name] or torch.equal(value, other.taken[name]) for name, value in self.taken.items())
-
-
-def backbone_of(names: Iterable[str]) -> str:
-    """Return how the names of the tensors in the backbone begin; ``''`` where the model has no part of that name."""
-    return 'backbone.' if any(name.startswith('backbone.') for name in names) else ''
 
 
 def fits(sets: dict[str, dict[str, Tensor]], model: nn.Module, prefix: str | None = None) -> list[Fit]:
@@ -118,11 +113,12 @@ def fits(sets: dict[str, dict[str, Tensor]], model: nn.Module, prefix: str | Non
     Args:
         prefix: How the names in the file begin that are meant. Default: found out.
     """
-    current = model.state_dict()
+    task, current = Task(model) if hasattr(model, 'student') else task_of(model), model.state_dict()
+    enough = sum(task.is_of_trunk(name) and not _is_counter(name) for name in current) / 2
     found = []
     for key, weights in sets.items():
-        for beginning in _prefixes(weights, current) if prefix is None else [prefix]:
-            candidates = list(_candidates(current, key, beginning, weights))
+        for beginning in _prefixes(weights, enough) if prefix is None else [prefix]:
+            candidates = list(_candidates(task, current, key, beginning, weights))
             best = max(candidates, key=lambda fit: (*fit.rank, -len(fit.unexpected)))
             if not any(best.taken and best.is_in(fit) for fit in found):
                 found.append(best)
@@ -171,14 +167,15 @@ def misfit(weights: dict[str, Tensor], model: dict[str, Tensor]) -> str:
     return '; '.join(f'{len(group)} {kind} ({examples(group)})' for group, kind in groups if group)
 
 
-def _candidates(model: dict[str, Tensor], key: str, prefix: str, weights: dict[str, Tensor]) -> Iterator[Fit]:
+def _candidates(
+        task: Task, model: dict[str, Tensor], key: str, prefix: str, weights: dict[str, Tensor]) -> Iterator[Fit]:
     inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     outside = [name for name in weights if not name.startswith(prefix)]
 
     def fit(added: str, renamed: dict[str, Tensor]) -> Fit:
         spare = [name for name in renamed if name not in model and _SPARE.match(name)]
         kept = {name: value for name, value in renamed.items() if name not in spare}
-        return _with_the_last_module(Fit(model, key, prefix, added, kept, outside + spare))
+        return _with_the_last_module(Fit(task, model, key, prefix, added, kept, outside + spare))
 
     for added in ('', *_additions(inside, model)):
         yield fit(added, {_placed(name, added, inside, model): value for name, value in inside.items()})
@@ -193,14 +190,12 @@ def _placed(name: str, added: str, inside: dict[str, Tensor], model: dict[str, T
     return name if name in model or added + name in inside else added + name
 
 
-def _prefixes(weights: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:
-    """Return what the names of at least half as many tensors begin with as the model has in its backbone."""
+def _prefixes(names: Iterable[str], enough: float) -> list[str]:
+    """Return what at least so many of ``names`` begin with, half as many as the model has in its backbone; and ''."""
     count = Counter('')
-    for name in weights:
+    for name in names:
         parts = name.split('.')
         count.update('.'.join(parts[:depth]) + '.' for depth in range(1, len(parts)))
-    backbone = backbone_of(model)
-    enough = sum(name.startswith(backbone) and not _is_counter(name) for name in model) / 2
     return ['', *(prefix for prefix, number in count.items() if number >= enough)]
 
 
@@ -231,7 +226,7 @@ def _with_the_last_module(fit: Fit) -> Fit:
                 renamed.get(f'{our}.weight'), 'ndim', 0) < 2:
         return fit
     kept = {name: value for name, value in fit.weights.items() if name not in fit.unexpected}
-    return Fit(fit.model, fit.key, fit.prefix, fit.added, kept | renamed, fit.left_out, (their, our))
+    return Fit(fit.task, fit.model, fit.key, fit.prefix, fit.added, kept | renamed, fit.left_out, (their, our))
 
 
 def _is_counter(name: str) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 
 from mmengine.config import Config, ConfigDict
+from torch import nn
 
 from overhaul.files.settings import read_config
-from overhaul.registry import is_type, type_name
+from overhaul.registry import build, is_type, type_name
+from overhaul.tasks import name_task
 
 
 def model_of(source: dict | str) -> dict:
@@ -33,6 +35,15 @@ def whole_model(cfg: Config, part: dict | None = None) -> dict:
 def plain_model(cfg: Config) -> dict:
     """Return the config of the student of a distillation, or of the plain model that ``cfg`` trains, likewise."""
     return whole_model(cfg, student_only(cfg) if 'student' in cfg.model else None)
+
+
+def build_plain(cfg: Config) -> nn.Module:
+    """Build that model with random weights, of the task that ``cfg`` names."""
+    part = plain_model(cfg)
+    without_downloads(part)
+    model = build(part, 'student')
+    name_task(model, task_name(cfg))
+    return model
 
 
 def task_name(cfg: Config) -> str | None:

@@ -87,8 +87,8 @@ class OverhaulDistiller(BaseModel):
         input_size: Height and width of the blank image of the dry run that finds channels and sizes.
         data_preprocessor: As in mmpretrain and mmseg, where a config gives it beside the model. Goes to the student
             and, where its config has none, to the teacher.
-        task: Name of the student's task in ``overhaul.registry.TASKS``. Default: the one that takes the student, see
-            :func:`task_of`.
+        task: Name of the student's task in ``overhaul.registry.TASKS``, and of the teacher's where that one looks like
+            the student. Default: the one that takes the model, see :func:`task_of`.
 
     Attributes:
         teacher, student: The models.
@@ -139,7 +139,7 @@ class OverhaulDistiller(BaseModel):
 
         self._take_student(student_model, student_checkpoint, task)
         missing = self._take_teacher(
-            with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint)
+            with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint, task)
         self.renormalize = _renormalize(self.student, self.teacher)
 
         if taps == 'auto':
@@ -163,9 +163,10 @@ class OverhaulDistiller(BaseModel):
             student.load_state_dict({**student.state_dict(), **given}, strict=False)
         self._given = set(given)
 
-    def _take_teacher(self, cfg: dict, checkpoint: str | dict | None) -> list[str]:
+    def _take_teacher(self, cfg: dict, checkpoint: str | dict | None, task: str | None) -> list[str]:
         """Build the teacher and return the names of what its checkpoint lacks."""
         teacher = revert_sync_batchnorm(build(cfg, 'teacher'))
+        name_task(teacher, task, self.student)
         missing: list[str] = []
         if checkpoint is None:
             warnings.warn(

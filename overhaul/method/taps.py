@@ -347,9 +347,9 @@ def blank_pass(
         with torch.no_grad():
             model(image, mode='tensor')
     except (AssertionError, RuntimeError) as error:
-        backbone = type(getattr(model, 'backbone', model)).__name__
+        trunk = type(model.get_submodule(task.trunk)).__name__
         raise ValueError(
-            f'The model with the {backbone} failed on one image {tuple(image.shape[1:])} of the dry run: '
+            f'The model with the {trunk} failed on one image {tuple(image.shape[1:])} of the dry run: '
             f'{error or type(error).__name__}. {_advice(str(error), image)}') from error
     finally:
         for hook in hooks:

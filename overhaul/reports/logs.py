@@ -9,8 +9,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from overhaul.tasks.results import quoted
-
 
 class Log(NamedTuple):
     """What a training has logged.
@@ -19,13 +17,13 @@ class Log(NamedTuple):
         training: By iteration, the losses and what else is logged with them.
         validation: By epoch where the training counts these, else by iteration, the metrics.
         by_epoch: Whether it does.
-        teacher: The teacher's result, None where none is logged.
+        teacher: The teacher's results by their units; empty where none is logged.
     """
 
     training: dict[int, dict[str, float]]
     validation: dict[int, dict[str, float]]
     by_epoch: bool
-    teacher: float | None
+    teacher: dict[str, float]
 
     @property
     def task_losses(self) -> dict[int, float]:
@@ -43,16 +41,6 @@ class Log(NamedTuple):
                     losses[name.removeprefix('distill.loss_')][step] = value
         return dict(losses)
 
-    @property
-    def results(self) -> dict[int, float]:
-        """By epoch or iteration, the first result to quote."""
-        return {step: quoted(row)[0].value for step, row in self.validation.items() if quoted(row)}
-
-    @property
-    def unit(self) -> str:
-        """What the results are in; empty where nothing was validated."""
-        return next((quoted(row)[0].unit for row in self.validation.values() if quoted(row)), '')
-
 
 def read_log(work_dir: str | Path) -> Log:
     """Read all logs in a work directory. One that was resumed, or started anew, takes the place of what it repeats.
@@ -65,7 +53,7 @@ def read_log(work_dir: str | Path) -> Log:
         raise FileNotFoundError(
             f'"{work_dir}" has no log of a training (TIME/vis_data/scalars.json). Name the work directory of one: '
             'work_dirs/<config>, or what was given as --work-dir.')
-    training, validation, teacher = {}, {}, None
+    training, validation, teacher = {}, {}, {}
     for file in files:
         rows = [json.loads(line) for line in file.read_text().splitlines() if line.endswith('}')]  # one may be cut off
         for kept, new in ((training, [row for row in rows if 'loss' in row]),
@@ -74,8 +62,8 @@ def read_log(work_dir: str | Path) -> Log:
                 del kept[step]
             kept.update({row['step']: row for row in new})
         for log in file.parents[1].glob('*.log'):
-            if match := re.search(r'Teacher: ([\d.]+) ', log.read_text()):
-                teacher = float(match[1])
+            for line in re.findall(r'Teacher: (-?\d.*)', log.read_text())[:1]:
+                teacher = {unit: float(value) for value, _, unit in (part.partition(' ') for part in line.split(', '))}
     for rows in (training, validation):
         for row in rows.values():
             for name in ('step', 'time', 'data_time'):
@@ -84,14 +72,10 @@ def read_log(work_dir: str | Path) -> Log:
 
 
 class Results(NamedTuple):
-    """What `overhaul compare` found: what is varied, the unit, and by side and value one result per seed.
-
-    Where each run has several results, as a model of several tasks has, it is the first of them.
-    """
+    """What `overhaul compare` found: what is varied, and by unit, side and value one result per seed."""
 
     key: str
-    unit: str
-    sides: dict[str, dict[str, list[float]]]
+    units: dict[str, dict[str, dict[str, list[float]]]]
 
 
 def read_results(path: str | Path) -> Results:
@@ -106,14 +90,17 @@ def read_results(path: str | Path) -> Results:
     with open(path, newline='') as file:
         header, *rows = list(csv.reader(file)) or [[]]
     try:
-        side, key, seed, unit, *_ = header
-        sides = defaultdict(lambda: defaultdict(list))
-        for side_of_row, value, _, result, *_ in rows:
-            sides[side_of_row][value].append(float(result))
-        if (side, seed) != ('side', 'seed') or len({tuple(values) for values in sides.values()}) != 1:
+        side, key, seed, *units = header
+        results = {unit: defaultdict(lambda: defaultdict(list)) for unit in units}
+        for side_of_row, value, _, *numbers in rows:
+            for unit, number in zip(units, numbers, strict=True):
+                results[unit][side_of_row][value].append(float(number))
+        values = {tuple(values) for sides in results.values() for values in sides.values()}
+        if (side, seed) != ('side', 'seed') or len(values) != 1:
             raise ValueError
     except ValueError:
         raise ValueError(
             f'"{path}" is no result of `overhaul compare` --csv, which has the columns side, KEY, seed, UNIT, and a '
             'row for each run, of the same values on each side. Write one anew.') from None
-    return Results(key, unit, {side: dict(values) for side, values in sides.items()})
+    return Results(key, {
+        unit: {side: dict(values) for side, values in sides.items()} for unit, sides in results.items()})

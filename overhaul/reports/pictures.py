@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from overhaul.method.normalization import turns_channels
 from overhaul.method.probe import aside
 from overhaul.reports.statistics import interval
 from overhaul.tasks import Task
+from overhaul.tasks.results import Result, less_is_better
 
 # The colours of the Okabe-Ito palette, which people of any colour vision tell apart.
 TEACHER, STUDENT, ALONE = '#000000', '#0072B2', '#D55E00'
@@ -53,11 +55,12 @@ class TapFeatures(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A run: its name, and by step the results of its validations and the losses of its task."""
+    """A run: its name, by step the results of its validations and the losses of its task, and the best step, if any."""
 
     name: str
-    results: Mapping[int, float]
+    results: Mapping[int, Sequence[Result]]
     task_losses: Mapping[int, float]
+    best: int | None = None
 
 
 def read_features(
@@ -100,25 +103,32 @@ def _margin(transform: nn.Module) -> Tensor | None:
     return margin.float().cpu() if isinstance(margin, Tensor) and margin.isfinite().all() else None
 
 
-def draw_curves(curves: Sequence[Curve], unit: str, step: str, teacher: float | None = None) -> Figure:
-    """Draw the validation result and the task loss of several runs, and the teacher's result as a line.
+def draw_curves(curves: Sequence[Curve], step: str, teacher: Mapping[str, float] = MappingProxyType({})) -> Figure:
+    """Draw the validation results of several runs, a panel each, and their task losses; stars mark the best step.
 
     Args:
         curves: The runs.
-        unit: What the results are in, as ``'% error'``.
         step: What the steps of the results are, ``'iteration'`` or ``'epoch'``.
-        teacher: The teacher's result.
+        teacher: The teacher's results, by their units, each a line.
     """
-    figure = Figure((10, 4), layout='constrained')
-    left, right = figure.subplots(1, 2, sharex=step == 'iteration')
+    kinds = {result.unit: result for curve in curves for some in curve.results.values() for result in some}
+    figure = Figure((5 * (len(kinds) + 1), 4), layout='constrained')
+    *panels, losses = figure.subplots(1, len(kinds) + 1, sharex=step == 'iteration', squeeze=False)[0]
+    for axes, (unit, kind) in zip(panels, kinds.items()):
+        for curve, colour in zip(curves, _colours(len(curves))):
+            points = {at: result.value for at, some in curve.results.items() for result in some if result.unit == unit}
+            axes.plot(list(points), list(points.values()), 'o-', color=colour, label=curve.name, ms=3)
+            if curve.best in points:
+                axes.plot(curve.best, points[curve.best], '*', color=colour, ms=12)
+        if unit in teacher:
+            axes.axhline(teacher[unit], color=TEACHER, ls='--', label=f'teacher, {teacher[unit]:g}')
+        axes.set(xlabel=step, ylabel=f'validation, {kind.axis}')
+        if kind.less_is_better and axes.dataLim.y0 >= 0:
+            axes.set_ylim(0, None)
     for curve, colour in zip(curves, _colours(len(curves))):
-        left.plot(list(curve.results), list(curve.results.values()), 'o-', color=colour, label=curve.name, ms=3)
-        right.plot(list(curve.task_losses), list(curve.task_losses.values()), color=colour, label=curve.name)
-    if teacher is not None:
-        left.axhline(teacher, color=TEACHER, ls='--', label=f'teacher, {teacher:g}')
-    left.set(xlabel=step, ylabel=f'validation, {unit}', ylim=(0, None) if 'error' in unit else None)
-    right.set(xlabel='iteration', ylabel='task loss in training', yscale='log')
-    for axes in (left, right):
+        losses.plot(list(curve.task_losses), list(curve.task_losses.values()), color=colour, label=curve.name)
+    losses.set(xlabel='iteration', ylabel='task loss in training', yscale='log')
+    for axes in (*panels, losses):
         _finish(axes)
     return figure
 
@@ -142,18 +152,24 @@ def draw_tap_losses(losses: Mapping[str, Mapping[int, float]], task_losses: Mapp
 
 
 def draw_budget(
-        results: Mapping[str, Mapping[str, Sequence[float]]], unit: str, label: str,
+        units: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], label: str,
         teacher: float | None = None) -> Figure:
-    """Draw the results of each side by budget: every run as a dot, the mean with its 95 % interval.
+    """Draw the results of each side by budget, a panel for each unit: the runs as dots, the means, 95 % intervals.
 
     Args:
-        results: By side and budget, one result per seed.
-        unit: What the results are in, as ``'% error'``.
+        units: By unit, as ``'% error'``, side and budget, one result per seed.
         label: What the budgets are.
-        teacher: The teacher's result.
+        teacher: The teacher's result, in the first unit.
     """
-    figure = Figure((7, 4.5), layout='constrained')
-    axes = figure.subplots()
+    figure = Figure((7 * len(units), 4.5), layout='constrained')
+    for axes, (unit, results) in zip(figure.subplots(1, len(units), squeeze=False)[0], units.items()):
+        _draw_budget(axes, results, unit, label, None if axes.get_subplotspec().colspan.start else teacher)
+    return figure
+
+
+def _draw_budget(
+        axes: Axes, results: Mapping[str, Mapping[str, Sequence[float]]], unit: str, label: str,
+        teacher: float | None) -> None:
     budgets = list(next(iter(results.values())))
     # Names of variants are long, and in no order that a line could follow.
     named = any(budget[:1].isalpha() for budget in budgets if budget != 'None')
@@ -170,14 +186,14 @@ def draw_budget(
     axes.set(xlabel=label, ylabel=unit, xlim=(-0.5, len(budgets) - 0.5))
     axes.set_xticks(range(len(budgets)), ['all' if budget == 'None' else budget for budget in budgets],
                     **(dict(rotation=30, ha='right') if named else {}))
-    if 'error' in unit:  # half of it is as much wherever it starts
+    samples = [sample for side in results.values() for sample in side.values()]
+    if less_is_better(unit) and min(map(min, samples)) > 0:  # half of an error is as much wherever it starts
         axes.set_yscale('log')
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter('{x:g}')
         axes.yaxis.set_minor_formatter(NullFormatter())
-    seeds = {len(sample) for side in results.values() for sample in side.values()}
-    _finish(axes, title=f'mean and its 95 % interval, {" to ".join(map(str, sorted({min(seeds), max(seeds)})))} seeds')
-    return figure
+    seeds = sorted({min(map(len, samples)), max(map(len, samples))})
+    _finish(axes, title=f'mean and its 95 % interval, {" to ".join(map(str, seeds))} seeds')
 
 
 def draw_features(

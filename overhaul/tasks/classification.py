@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from overhaul.registry import TASKS
 from overhaul.tasks.results import Quote
@@ -48,7 +50,7 @@ class Classification(Task):
     @property
     def _parts(self) -> dict[str, nn.Module]:
         """The heads of a head of several tasks by task; empty where there is one task."""
-        return dict(getattr(self._head, 'task_heads', {}))
+        return _leaves(self._head) if _tasks(self._head) else {}
 
     @property
     def num_classes(self) -> int | None:
@@ -57,15 +59,7 @@ class Classification(Task):
 
     def random_sample(self, size: tuple[int, int], generator: torch.Generator) -> DataSample | MultiTaskDataSample:
         """Return a sample with a label, or a value for each task."""
-        from mmpretrain.structures import DataSample, MultiTaskDataSample
-
-        metainfo = dict(img_shape=size, ori_shape=size)
-        if not self._parts:
-            return _labelled(DataSample(metainfo=metainfo), self._head, generator)
-        sample = MultiTaskDataSample(metainfo=metainfo)
-        for name, head in self._parts.items():
-            sample.set_field(_labelled(DataSample(metainfo=metainfo), head, generator), name)
-        return sample
+        return _labelled(self._head, dict(img_shape=size, ori_shape=size), generator)
 
     def cannot_judge(self, dataset: object, student: Task) -> str | None:
         """Return why not, for a model without a head, and for one that gives something else than the student, too."""
@@ -102,11 +96,8 @@ class Classification(Task):
             self, image: np.ndarray, sample: DataSample, metainfo: Mapping, truth: bool,
     ) -> tuple[np.ndarray, str] | None:
         """Return the image as it is; its caption are the labels."""
-        label = sample.get('gt_label' if truth else 'pred_label')
-        if label is None:
-            return None
-        names = dict(enumerate(metainfo.get('classes', ())))
-        return image, ', '.join(str(names.get(i, i)) for i in label.tolist()) or 'none'
+        caption = _caption(sample, 'gt_label' if truth else 'pred_label', dict(enumerate(metainfo.get('classes', ()))))
+        return None if caption is None else (image, caption)
 
 
 class _Logits(nn.Module):
@@ -118,7 +109,7 @@ class _Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         logits = self.model(images, mode='tensor')
-        return tuple(logits.values()) if isinstance(logits, dict) else logits
+        return tuple(tree_flatten(logits)[0]) if isinstance(logits, dict) else logits
 
 
 def _is_headless(head: nn.Module | None) -> bool:
@@ -137,9 +128,39 @@ def _classes(head: nn.Module | None) -> int | None:
     return getattr(head, 'num_classes', None) or getattr(getattr(head, 'config', None), 'num_labels', None)
 
 
-def _labelled(sample: DataSample, head: nn.Module, generator: torch.Generator) -> DataSample:
-    """Set what the loss of ``head`` compares with: a label, several as scores, or, of no classes, the number 0 or 1."""
-    classes = _classes(head) or 2
+def _tasks(head: nn.Module | None) -> Mapping[str, nn.Module]:
+    return getattr(head, 'task_heads', {})
+
+
+def _leaves(head: nn.Module) -> dict[str, nn.Module]:
+    """Return the heads of one task that are inside ``head``, by their tasks as losses and metrics have them."""
+    leaves = {}
+    for name, part in _tasks(head).items():
+        leaves |= {f'{name}_{inner}': leaf for inner, leaf in _leaves(part).items()} if _tasks(part) else {name: part}
+    return leaves
+
+
+def _labelled(
+        head: nn.Module, metainfo: dict, generator: torch.Generator) -> DataSample | MultiTaskDataSample:
+    """Return what ``head`` learns from: a label, several as scores, or, of no classes, the number 0 or 1; by task."""
+    from mmpretrain.structures import DataSample, MultiTaskDataSample
+
+    if _tasks(head):
+        sample = MultiTaskDataSample(metainfo=metainfo)
+        for name, part in _tasks(head).items():
+            sample.set_field(_labelled(part, metainfo, generator), name)
+        return sample
+    sample, classes = DataSample(metainfo=metainfo), _classes(head) or 2
     if is_a(head, _SEVERAL):
         return sample.set_gt_score(torch.randint(0, 2, (classes, ), generator=generator).float())
     return sample.set_gt_label(int(torch.randint(0, classes, (), generator=generator)))
+
+
+def _caption(sample: BaseDataElement, field: str, names: Mapping[int, str]) -> str | None:
+    """Return the labels of a sample in words, those of several tasks a line each; None where there are none."""
+    label = sample.get(field)
+    if label is not None:
+        return ', '.join(str(names.get(i, i)) for i in label.tolist()) or 'none'
+    parts = sorted((name, part) for name, part in sample.items() if isinstance(part, BaseDataElement))
+    captions = {name: _caption(part, field, {}) for name, part in parts}
+    return '\n'.join(f'{name}: {caption or "not known"}' for name, caption in captions.items()) or None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from numbers import Number
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from overhaul.registry import TASKS
 
@@ -55,6 +55,11 @@ class Result(NamedTuple):
     def __str__(self) -> str:
         return f'{self.value:.2f} {self.unit}'
 
+    @property
+    def axis(self) -> str:
+        """The unit, and what of it is better where that is known."""
+        return self.unit + {True: ', less is better', False: ', more is better', None: ''}[self.less_is_better]
+
     def better_than(self, other: Result) -> bool:
         """Whether this is the better one of two results of one metric of which it is known; NaN never is."""
         if math.isnan(other.value):
@@ -62,53 +67,77 @@ class Result(NamedTuple):
         return self.value < other.value if self.less_is_better else self.value > other.value
 
 
-def quoted(metrics: Mapping[str, object], rules: Mapping[str, str] = MappingProxyType({})) -> list[Result]:
+class Quotes(Protocol):
+    """What has quotes of metrics, by their names, the one to quote first: a task."""
+
+    quotes: Mapping[str, Quote]
+
+
+def quoted(
+        metrics: Mapping[str, object], rules: Mapping[str, str] = MappingProxyType({}),
+        task: Quotes | None = None) -> list[Result]:
     """Return the results to quote of the ``metrics`` of a validation, the first one first.
 
     It is the metric that the task of the pipeline quotes, and where a model has several tasks one of each. Of metrics
-    that no task knows it is the first number; of none, nothing.
+    that no task knows it is the first number; of none, nothing. The one that decides, see :func:`deciding`, comes first
+    where it is none of these.
 
     Args:
         metrics: Those of a validation.
         rules: What the config says is better, ``'less'`` or ``'greater'`` by the name of a metric. It comes before what
             that name tells.
+        task: That of the model, whose quotes come before those of other tasks.
     """
-    names = [name for name, value in metrics.items() if isinstance(value, Number)]
-    for known in _quotes():
-        found = [name for name in names if _is_of(name, known)]
-        if found:
-            return [_result(name, metrics[name], rules) for name in found]
-    return [_result(name, metrics[name], rules) for name in names[:1]]
+    results, first = _of_task(metrics, rules, task), deciding(metrics, rules, task)
+    return results if first is None or first.metric in {result.metric for result in results} else [first, *results]
 
 
-def deciding(metrics: Mapping[str, object], rules: Mapping[str, str]) -> Result | None:
+def deciding(
+        metrics: Mapping[str, object], rules: Mapping[str, str], task: Quotes | None = None) -> Result | None:
     """Return the result by which one validation is better than another; None where nobody can tell.
 
     Args:
-        metrics: Those of a validation.
-        rules: As :func:`quoted` takes them. The first metric that they name decides, and where the validation gives
-            none of these, nothing does. Without rules it is the one result that is quoted, if it is one.
+        metrics, rules, task: As :func:`quoted` takes them. The first metric that the rules name decides, and where the
+            validation gives none of these, nothing does. Without rules it is the one result that is quoted, if it is
+            one.
     """
     if rules:
         given = [name for name in rules if isinstance(metrics.get(name), Number)]
-        return _result(given[0], metrics[given[0]], rules) if given else None
-    candidates = quoted(metrics)
+        return _result(given[0], metrics[given[0]], rules, task) if given else None
+    candidates = _of_task(metrics, rules, task)
     return candidates[0] if len(candidates) == 1 and candidates[0].less_is_better is not None else None
 
 
-def headline(metrics: Mapping[str, object], rules: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Return the results to quote in one line, and before them the one that decides by the ``rules`` of the config."""
-    results, first = quoted(metrics, rules), deciding(metrics, rules)
-    if first and first not in results:
-        results.insert(0, first)
-    return ', '.join(map(str, results)) or 'no result: the evaluator gave no number'
+def best(
+        validations: Mapping[int, Mapping[str, object]], rules: Mapping[str, str],
+        task: Quotes | None = None) -> int | None:
+    """Return the step whose validation is the best, the first of equals; None where nobody can tell."""
+    found: dict[int, Result] = {}
+    for step, metrics in validations.items():
+        result = deciding(metrics, rules, task)
+        if result and all(result.better_than(other) for other in found.values()):
+            found = {step: result}
+    return next(iter(found), None)
 
 
-def less_is_better(metric: str) -> bool | None:
+def headline(
+        metrics: Mapping[str, object], rules: Mapping[str, str] = MappingProxyType({}),
+        task: Quotes | None = None) -> str:
+    """Return what :func:`quoted` does in one line."""
+    return ', '.join(map(str, quoted(metrics, rules, task))) or 'no result: the evaluator gave no number'
+
+
+def first_number(metrics: Mapping[str, object]) -> str | None:
+    """Return the name of the first metric that is one number, which ``save_best='auto'`` follows."""
+    return next((name for name, value in metrics.items() if isinstance(value, Number)), None)
+
+
+def less_is_better(metric: str, task: Quotes | None = None) -> bool | None:
     """Whether less is better of a metric of that name, as a task has it or its words tell; None where neither does."""
-    for known, quote in _quotes().items():
-        if quote.less_is_better is not None and _is_of(metric, known):
-            return quote.less_is_better
+    quotes = _quotes(task)
+    known = _known(metric, {name: quote for name, quote in quotes.items() if quote.less_is_better is not None})
+    if known is not None:
+        return quotes[known].less_is_better
     if metric in _OF_DEPTH:
         return _OF_DEPTH[metric]
     *_, last = words = re.split(r'[^a-z0-9]+', metric.lower())
@@ -118,23 +147,36 @@ def less_is_better(metric: str) -> bool | None:
     return True if words & _LESS else False if words & _GREATER else None
 
 
-def _quotes() -> dict[str, Quote]:
+def _of_task(metrics: Mapping[str, object], rules: Mapping[str, str], task: Quotes | None) -> list[Result]:
+    names, quotes = [name for name, value in metrics.items() if isinstance(value, Number)], _quotes(task)
+    known = {name: _known(name, quotes) for name in names}
+    first = next((quote for quote in quotes if quote in known.values()), None)
+    found = names[:1] if first is None else [name for name in names if known[name] == first]
+    return [_result(name, metrics[name], rules, task) for name in found]
+
+
+def _quotes(task: Quotes | None) -> dict[str, Quote]:
+    """Return the quotes of ``task``, then those of all tasks, first that which was registered last."""
     TASKS.import_from_location()
-    return {name: quote for task in TASKS.module_dict.values()
-            for name, quote in getattr(task, 'quotes', {}).items()}
+    quotes: dict[str, Quote] = {}
+    for owner in (task, *reversed(TASKS.module_dict.values())):
+        for name, quote in getattr(owner, 'quotes', {}).items():
+            quotes.setdefault(name, quote)
+    return quotes
 
 
-def _is_of(name: str, known: str) -> bool:
-    """Whether it is the ``known`` metric, or that of one of several tasks."""
-    return name == known or name.endswith(f'_{known}')
+def _known(name: str, quotes: Mapping[str, Quote]) -> str | None:
+    """Return which of ``quotes`` a metric is, also with the prefix of an evaluator, or of one of several tasks."""
+    return name if name in quotes else next(
+        (known for known in quotes if name.endswith((f'_{known}', f'/{known}'))), None)
 
 
-def _result(name: str, value: object, rules: Mapping[str, str]) -> Result:
-    known, quote = next(
-        ((known, quote) for known, quote in _quotes().items() if _is_of(name, known)), (name, Quote(name)))
-    part, number = name.removesuffix(known).removesuffix('_'), float(value)
+def _result(name: str, value: object, rules: Mapping[str, str], task: Quotes | None) -> Result:
+    quotes = _quotes(task)
+    known = _known(name, quotes) or name
+    quote, part, number = quotes.get(known, Quote(name)), name.removesuffix(known).rstrip('_/'), float(value)
     unit = f'{quote.unit} of {part}' if part else quote.unit
-    less = rules[name] == 'less' if name in rules else less_is_better(name)
+    less = rules[name] == 'less' if name in rules else less_is_better(name, task)
     if quote.complement:
         return Result(name, 100 - number, unit, None if less is None else not less)
     return Result(name, number, unit, less)

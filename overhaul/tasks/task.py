@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -14,6 +16,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from overhaul.registry import TASKS, nearest
 from overhaul.tasks.results import Quote
+
+# What networks call what comes behind their features, where it lies among them.
+_HEAD = re.compile(r'(neck|heads?|head_\w+|\w+_head|fc|classifier|last_linear|linear|logits|pre_logits|projector)\.')
 
 
 class Graph(NamedTuple):
@@ -61,20 +66,39 @@ class Task:
 
     @property
     def channels(self) -> int:
-        """Channels of an image: those of the data preprocessor's mean, else those that the first convolution takes.
+        """Channels of an image: those of the data preprocessor's mean or std, else those of the trunk's convolution.
+
+        It is the first one there that counts. One number stands for all channels.
 
         Raises:
-            ValueError: If neither is there to tell.
+            ValueError: If nothing of these is there to tell.
         """
-        mean = getattr(getattr(self.model, 'data_preprocessor', None), 'mean', None)
-        if mean is not None and mean.numel() > 1:
-            return mean.numel()
-        for module in self.model.modules():
+        preprocessor = getattr(self.model, 'data_preprocessor', None)
+        for statistics in (getattr(preprocessor, name, None) for name in ('mean', 'std')):
+            if statistics is not None and statistics.numel() > 1:
+                return statistics.numel()
+        for module in self.model.get_submodule(self.trunk).modules():
             if isinstance(module, _ConvNd):
                 return module.in_channels
         raise ValueError(
             f'How many channels an image for the {type(self.model).__name__} has is not known: it has no convolution, '
             'and its data_preprocessor no mean for each channel. Give that one a mean and a std.')
+
+    def is_of_trunk(self, name: str, network: str = '') -> bool:
+        """Whether a tensor is of what comes before the head, by its name in the model.
+
+        Args:
+            name: As ``'backbone.conv1.weight'``.
+            network: How the names of a whole network begin that lies in the trunk, with a head of its own. Default:
+                those of the trunk.
+        """
+        return name.startswith(self._inside) and not _HEAD.match(name.removeprefix(network or self._inside))
+
+    @cached_property
+    def _inside(self) -> str:
+        # The tensors of timm's classifiers, and those of a model without a trunk, have no such beginning.
+        inside = f'{self.trunk}.'
+        return inside if any(name.startswith(inside) for name in self.model.state_dict()) else ''
 
     @property
     def num_classes(self) -> int | None:
@@ -90,7 +114,7 @@ class Task:
 
     def cannot_judge(self, dataset: object, student: Task) -> str | None:
         """Return why the model, a teacher, cannot be validated on the ``dataset`` of ``student``, None if it can."""
-        if type(self) is not type(student) and type(self.model) is not type(student.model):
+        if type(self) is not type(student):
             kinds = [type(task.model).__name__ for task in (self, student)]
             return 'it has another task: it is of type {}, and the student of type {}'.format(*kinds)
         classes = classes_of(dataset) or student.num_classes
@@ -133,35 +157,46 @@ class Task:
         return []
 
 
-def task_of(model: nn.Module, name: str | None = None) -> Task:
-    """Return the task of ``model``, or of its student: the registered one called ``name``, else the one that takes it.
+def task_of(model: nn.Module) -> Task:
+    """Return the task of ``model``, or of its student: the one that it was given by name, else the one that takes it.
 
     Of several that do, the one that was registered last has it, so that a package can replace what is here.
 
     Raises:
-        ValueError: If no task is called ``name``; names the nearest.
+        ValueError: If no task has the name that is given, see :func:`name_task`; names the nearest.
     """
     model = getattr(model, 'student', model)
-    name = name or getattr(model, '_overhaul_task', None)
+    name, tasks = getattr(model, '_overhaul_task', None), _registered()
+    if name is None:
+        return _recognised(model)(model)
+    if name not in tasks:
+        raise ValueError(
+            f'model.task="{name}" is no task that is registered. Nearest: {nearest(name, tasks)}. One of another '
+            'package is registered once the package is in the custom_imports of the config.')
+    return tasks[name](model)
+
+
+def name_task(model: nn.Module, name: str | None, student: nn.Module | None = None) -> None:
+    """Let ``model`` be of the task called ``name`` wherever that is asked; None leaves it to be recognised.
+
+    A teacher, whose ``student`` is given too, is of that task where it would be recognised as what the student would.
+    """
+    if name is not None and (student is None or _recognised(model) is _recognised(student)):
+        model._overhaul_task = name
+
+
+def _recognised(model: nn.Module) -> type[Task]:
+    return next(task for task in reversed(_registered().values()) if task.takes(model))
+
+
+def _registered() -> dict[str, type[Task]]:
     TASKS.import_from_location()
     foreign = [task.__name__ for task in TASKS.module_dict.values() if not issubclass(task, Task)]
     if foreign:
         raise ValueError(
             f'{foreign[0]} is registered in overhaul.registry.TASKS and is no subclass of overhaul.tasks.Task, which '
             'has the answers that a task does not give itself. Make it one.')
-    if name is not None:
-        if name not in TASKS.module_dict:
-            raise ValueError(
-                f'model.task="{name}" is no task that is registered. Nearest: {nearest(name, TASKS.module_dict)}. One '
-                'of another package is registered once the package is in the custom_imports of the config.')
-        return TASKS.get(name)(model)
-    return next(task for task in reversed(TASKS.module_dict.values()) if task.takes(model))(model)
-
-
-def name_task(model: nn.Module, name: str | None) -> None:
-    """Let ``model`` be of the task called ``name`` wherever that is asked; None leaves it to be recognised."""
-    if name is not None:
-        model._overhaul_task = name
+    return TASKS.module_dict
 
 
 def tell_what_is_left_out(task: Task) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
-from overhaul.commands.compare import OneGPUEach, Run, parse_arguments, rules_of, table
+from overhaul.commands.compare import OneGPUEach, Run, parse_arguments, quote_of, table
 from overhaul.reports.logs import read_log, read_results
 
 ROOT = Path(__file__).parents[2]
@@ -45,12 +45,13 @@ def compared(tmp_path_factory):
 def test_every_run_is_a_row(compared):
     folder, _ = compared
     results = read_results(folder / 'out.csv')
-    assert (results.key, results.unit) == (KEY, '% error')
+    assert (results.key, list(results.units)) == (KEY, ['% error'])
     for side in ('alone', 'distilled'):
         for value in ('1', 'None'):
             logs = [read_log(folder / f'runs/{KEY}={value}/{side}_seed{seed}') for seed in range(2)]
-            assert results.sides[side][value] == pytest.approx([log.results[2] for log in logs], abs=1e-4)
-            assert (logs[0].teacher is None) == (logs[0].tap_losses == {}) == (side == 'alone')
+            assert results.units['% error'][side][value] == pytest.approx(
+                [100 - log.validation[2]['accuracy/top1'] for log in logs], abs=1e-4)
+            assert (logs[0].teacher == {}) == (logs[0].tap_losses == {}) == (side == 'alone')
 
 
 def test_a_run_is_what_train_makes_of_its_command(compared, tmp_path):
@@ -61,14 +62,14 @@ def test_a_run_is_what_train_makes_of_its_command(compared, tmp_path):
                     *options], check=True, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     one, other = (read_log(path) for path in (tmp_path, folder / f'runs/{KEY}=1/distilled_seed1'))
     assert one.task_losses == other.task_losses and one.tap_losses == other.tap_losses
-    assert one.results == other.results
+    assert one.validation == other.validation
 
 
 def test_the_output_is_plain_lines_and_a_table(compared):
     *runs, title, first, second = compared[1].splitlines()
     assert len(runs) == 8
     assert all(re.fullmatch(r'(1|None)  (alone|distilled)  seed [01]: \S+ % error', run) for run in runs)
-    assert title == '% error of 2 seeds, less is better: mean ± 95 % interval of the mean (least to most)'
+    assert title == '% error, less is better, of 2 seeds: mean ± 95 % interval of the mean (least to most)'
     assert first.split()[0] == '1' and second.split()[0] == 'None'
 
 
@@ -156,6 +157,7 @@ def test_one_side_is_tested_against_the_first_variant():
 def test_what_is_better_is_known_before_anything_runs():
     saved = 'default_hooks.checkpoint.save_best=stillness'
     with pytest.raises(ValueError, match="save_best='stillness', and the name does not tell"):
-        rules_of(parse_arguments([CONFIG, '--cfg-options', saved]))
+        quote_of(parse_arguments([CONFIG, '--cfg-options', saved]))
     told = parse_arguments([CONFIG, '--cfg-options', saved, 'default_hooks.checkpoint.rule=less'])
-    assert rules_of(told) == {'stillness': 'less'}
+    (result, ) = quote_of(told)({'stillness': 2.0})
+    assert (result.value, result.axis) == (2.0, 'stillness, less is better')

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from small_models import CLASSES, wide_resnet
 from test_tools import CONFIG, run_in_process
 
 from overhaul.engine import dry_run
@@ -23,6 +24,23 @@ def test_images_have_the_size_that_the_config_trains_on(config, size):
     cfg = read_config(config)
     dry_run.prepare(cfg)
     assert cfg.train_dataloader.dataset.size == cfg.val_dataloader.dataset.size == size
+
+
+@pytest.mark.parametrize(('scope', 'transform', 'size'), [
+    ('mmseg', dict(type='Resize', scale=(96, 32)), (32, 96)),
+    ('mmseg', dict(type='RandomCrop', crop_size=(32, 96)), (32, 96)),
+    ('mmdet', dict(type='RandomCrop', crop_size=(96, 32)), (32, 96)),
+    ('mmpretrain', dict(type='mmseg.RandomCrop', crop_size=(32, 96)), (32, 96)),
+    ('mmpretrain', dict(type='RandomResizedCrop', scale=(32, 96)), (32, 96)),
+    ('mmpretrain', dict(type='CenterCrop', crop_size=(96, 32)), (32, 96))])
+def test_the_order_of_a_size_is_that_of_its_transform(scope, transform, size):
+    assert list(dry_run._sizes([transform], scope)) == [size]
+
+
+def test_what_knows_the_annotations_takes_no_memory_for_weights():
+    data = dry_run.RandomImages(2, (16, 16), wide_resnet())
+    assert all(value.is_meta for value in data.task.model.state_dict().values())
+    assert data[1]['inputs'].shape == (3, 16, 16) and 0 <= data[1]['data_samples'].gt_label < CLASSES
 
 
 def test_images_of_data_that_tell_no_size_are_of_224():

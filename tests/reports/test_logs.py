@@ -23,8 +23,7 @@ def test_a_log_has_task_taps_results_and_the_teacher(tmp_path):
     log = read_log(tmp_path)
     assert log.task_losses == {5: 2.0, 10: 1.0}
     assert log.tap_losses == {'bn1': {5: 3.0, 10: 2.0}, 'bn2': {5: 1.0, 10: 0.5}}
-    assert log.results == {5: 40.0, 10: 24.5} and log.unit == '% error'
-    assert log.teacher == 0.44 and not log.by_epoch
+    assert log.teacher == {'% error': 0.44} and not log.by_epoch
     assert log.validation[10] == {'accuracy/top1': 75.5}
 
 
@@ -34,9 +33,9 @@ def test_a_resumed_training_goes_on_and_one_started_anew_takes_the_place(tmp_pat
     write(tmp_path, '3')  # stopped before its first line
     log = read_log(tmp_path)
     assert log.task_losses == {1: 9.0, 2: 8.0, 3: 5.0, 4: 4.0} and log.tap_losses == {}
-    assert log.results == {1: 1.0, 2: 2.0} and log.unit == '% mIoU' and log.teacher is None
+    assert log.validation == {1: {'mIoU': 1.0}, 2: {'mIoU': 2.0}} and log.teacher == {}
     write(tmp_path, '4', train(1, 3.0), {'mIoU': 3.0, 'step': 1})
-    assert read_log(tmp_path).task_losses == {1: 3.0} and read_log(tmp_path).results == {1: 3.0}
+    assert read_log(tmp_path).task_losses == {1: 3.0} and read_log(tmp_path).validation == {1: {'mIoU': 3.0}}
 
 
 def test_epochs_are_told_from_iterations(tmp_path):
@@ -54,7 +53,10 @@ def test_results_by_side_and_value(tmp_path):
     file.write_text('side,a.b,seed,% error\nalone,1,0,9.0\ndistilled,1,0,5\nalone,None,0,2\ndistilled,None,0,1\n'
                     'alone,1,1,8\n')
     assert read_results(file) == (
-        'a.b', '% error', {'alone': {'1': [9.0, 8.0], 'None': [2.0]}, 'distilled': {'1': [5.0], 'None': [1.0]}})
+        'a.b', {'% error': {'alone': {'1': [9.0, 8.0], 'None': [2.0]}, 'distilled': {'1': [5.0], 'None': [1.0]}}})
+    file.write_text('side,a.b,seed,% error of a,% error of b\nalone,1,0,9,8\n')
+    assert read_results(file).units == {
+        '% error of a': {'alone': {'1': [9.0]}}, '% error of b': {'alone': {'1': [8.0]}}}
 
 
 @pytest.mark.parametrize('text', [

@@ -21,6 +21,7 @@ from overhaul.reports.pictures import (
     to_rgb,
 )
 from overhaul.tasks import Segmentation, Task
+from overhaul.tasks.results import Result
 
 
 def data(seed=0, size=4):
@@ -93,14 +94,31 @@ def test_teacher_transforms_without_a_margin(margin):
     assert labels == ["mean of the teacher's negative responses"]
 
 
+def errors(value):
+    return [Result('accuracy/top1', value, '% error', True)]
+
+
 def test_curves_show_each_run_and_the_teacher():
-    curves = [Curve('alone', {50: 20.0, 100: 10.0}, {10: 1.0, 20: 0.5}), Curve('distilled', {50: 9.0}, {10: 1.5})]
-    left, right = draw_curves(curves, '% error', 'iteration', teacher=0.5).axes
+    curves = [Curve('alone', {50: errors(20.0), 100: errors(10.0)}, {10: 1.0, 20: 0.5}),
+              Curve('distilled', {50: errors(9.0)}, {10: 1.5})]
+    left, right = draw_curves(curves, 'iteration', {'% error': 0.5}).axes
     assert [line.get_label() for line in left.lines] == ['alone', 'distilled', 'teacher, 0.5']
     assert left.lines[0].get_xydata().tolist() == [[50, 20], [100, 10]]
     assert list(left.lines[2].get_ydata()) == [0.5, 0.5]
     assert right.lines[0].get_xydata().tolist() == [[10, 1], [20, 0.5]]
-    assert (left.get_xlabel(), left.get_ylabel()) == ('iteration', 'validation, % error')
+    assert (left.get_xlabel(), left.get_ylabel()) == ('iteration', 'validation, % error, less is better')
+    assert left.get_ylim()[0] == 0
+
+
+def test_each_result_has_a_panel_and_a_star_marks_the_best_step():
+    several = [*errors(20.0), Result('r2', -3.0, 'R2', False)], [*errors(10.0), Result('r2', -4.0, 'R2', False)]
+    first, second, losses = draw_curves([Curve('a', dict(enumerate(several)), {0: 1.0}, best=1)], 'epoch').axes
+    assert [axes.get_ylabel() for axes in (first, second)] == [
+        'validation, % error, less is better', 'validation, R2, more is better']
+    for axes, value in ((first, 10), (second, -4)):
+        curve, star = axes.lines
+        assert star.get_marker() == '*' and star.get_xydata().tolist() == [[1, value]]
+    assert second.get_ylim()[0] < -4
 
 
 def test_losses_by_tap_stand_beside_the_task():
@@ -111,7 +129,7 @@ def test_losses_by_tap_stand_beside_the_task():
 def test_a_budget_shows_every_run_the_mean_and_its_interval():
     results = {'alone': {'1': [8.0, 10.0, 12.0], 'None': [2.0, 2.5, 3.0]},
                'distilled': {'1': [4.0, 5.0, 6.0], 'None': [1.0, 1.1, 1.2]}}
-    (axes, ) = draw_budget(results, '% error', 'labels', teacher=0.5).axes
+    (axes, ) = draw_budget({'% error': results}, 'labels', teacher=0.5).axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ['1', 'all']
     (line, caps, (bars, )) = axes.containers[0]
     assert list(line.get_ydata()) == [10, 2.5]
@@ -125,14 +143,23 @@ def test_a_budget_shows_every_run_the_mean_and_its_interval():
 
 def test_variants_are_joined_by_no_line_and_their_names_lean():
     results = {'distilled': {name: [4.0, 5.0, 6.0] for name in ('default', 'running_statistics', 'L2')}}
-    (axes, ) = draw_budget(results, '% error', 'variant').axes
+    (axes, ) = draw_budget({'% error': results}, 'variant').axes
     assert axes.containers[0].lines[0].get_linestyle() == 'None'
     assert {(name.get_rotation(), name.get_ha()) for name in axes.get_xticklabels()} == {(30, 'right')}
 
 
 def test_one_budget_without_a_name_is_drawn():
-    (axes, ) = draw_budget({'alone': {'': [8.0, 10.0]}, 'distilled': {'': [4.0, 5.0]}}, '% error', 'labels').axes
+    results = {'alone': {'': [8.0, 10.0]}, 'distilled': {'': [4.0, 5.0]}}
+    (axes, ) = draw_budget({'% error': results}, 'labels').axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ['']
+
+
+def test_a_budget_has_a_panel_for_each_result_and_errors_alone_are_drawn_by_their_ratio():
+    sides = {'alone': {'1': [8.0, 10.0], '2': [4.0, 5.0]}}
+    first, second = draw_budget({'% error of a': sides, '% mIoU': sides}, 'labels', teacher=0.5).axes
+    assert (first.get_ylabel(), second.get_ylabel()) == ('% error of a', '% mIoU')
+    assert (first.get_yscale(), second.get_yscale()) == ('log', 'linear')
+    assert [any(line.get_linestyle() == '--' for line in axes.lines) for axes in (first, second)] == [True, False]
 
 
 def test_features_are_drawn_as_they_are(features):

@@ -6,7 +6,7 @@ import pytest
 
 from overhaul.registry import TASKS
 from overhaul.tasks import Quote, Task
-from overhaul.tasks.results import Result, deciding, headline, less_is_better, quoted
+from overhaul.tasks.results import Result, best, deciding, headline, less_is_better, quoted
 
 
 @pytest.mark.parametrize(('metrics', 'line'), [
@@ -14,7 +14,8 @@ from overhaul.tasks.results import Result, deciding, headline, less_is_better, q
     ({'aAcc': 93.0, 'mIoU': 73.98, 'mAcc': 80.0}, '73.98 % mIoU'),
     ({'multi-label/precision': 60.0, 'multi-label/mAP': 55.5}, '55.50 % mAP'),
     ({'colour_accuracy/top1': 75.0, 'shape_accuracy/top1': 50.0}, '25.00 % error of colour, 50.00 % error of shape'),
-    ({'aAcc': None, 'coco/bbox_mAP': 0.5}, '0.50 coco/bbox_mAP'),
+    ({'aAcc': None, 'coco/other_mAP': 0.5}, '0.50 coco/other_mAP'),
+    ({'other': 1.0, 'val/mIoU': 50.0}, '50.00 % mIoU of val'),
     ({'classwise': [1.0, 2.0], 'mae': 1.5, 'more': 2.0}, '1.50 mae'),
     ({}, 'no result: the evaluator gave no number'),
 ])
@@ -39,6 +40,28 @@ def test_what_a_task_says_of_its_metric_comes_before_words(monkeypatch):
     monkeypatch.setitem(TASKS.module_dict, 'reversed', Reversed)
     assert less_is_better('stillness') is True and less_is_better('left_iou') is True
     assert less_is_better('mIoU') is False and less_is_better('restlessness') is None
+
+
+def test_the_quotes_of_the_task_of_the_model_come_first(monkeypatch):
+    class Mine(Task):
+        quotes = {'aAcc': Quote('mm', less_is_better=True)}
+
+    class Other(Task):
+        quotes = {'aAcc': Quote('km', less_is_better=False), 'mIoU': Quote('share')}
+
+    for name, task in dict(mine=Mine, other=Other).items():
+        monkeypatch.setitem(TASKS.module_dict, name, task)
+    metrics = {'mIoU': 50.0, 'val/aAcc': 2.0}
+    assert quoted(metrics) == [Result('val/aAcc', 2.0, 'km of val', False)]  # of the one that was registered last
+    assert quoted(metrics, task=Mine) == [Result('val/aAcc', 2.0, 'mm of val', True)]
+    assert deciding({'aAcc': 2.0}, {}, Mine) == Result('aAcc', 2.0, 'mm', True)
+    assert less_is_better('aAcc', Mine) is True and less_is_better('aAcc') is False
+
+
+def test_the_best_step_is_the_first_of_the_best_where_it_is_known():
+    validations = {step: {'mIoU': value} for step, value in enumerate([1.0, 3.0, 3.0, 2.0])}
+    assert best(validations, {}) == 1 and best(validations, {'mIoU': 'less'}) == 0
+    assert best(validations, {'other': 'less'}) is None and best({}, {}) is None
 
 
 @pytest.mark.parametrize(('value', 'other', 'better'), [

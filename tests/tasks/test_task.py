@@ -10,7 +10,8 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel, ImgDataPreprocessor
 from mmengine.structures import PixelData
-from mmpretrain.structures import DataSample
+from mmpretrain.models.heads import ClsHead
+from mmpretrain.structures import DataSample, MultiTaskDataSample
 from mmseg.structures import SegDataSample
 from small_models import CLASSES, build_distiller, build_model, resnet, segmentor, wide_resnet
 from torch import nn
@@ -39,10 +40,31 @@ def cascade():
 
 TWO_TASKS = dict(
     colour=dict(type='LinearClsHead', num_classes=2), shape=dict(type='MultiLabelLinearClsHead', num_classes=3))
+NESTED = dict(inside=dict(type='MultiTaskHead', task_heads=TWO_TASKS), size=dict(type='LinearClsHead', num_classes=4))
+
+
+@MODELS.register_module(force=True)
+class NumberHead(ClsHead):
+    """A head without classes: it learns the label as a number."""
+
+    def __init__(self, in_channels):
+        super(ClsHead, self).__init__()
+        self.last = nn.Linear(in_channels, 1)
+
+    def forward(self, feats):
+        return self.last(feats[-1])
+
+    def loss(self, feats, data_samples):
+        numbers = torch.cat([sample.gt_label for sample in data_samples])
+        return dict(loss=nn.functional.mse_loss(self(feats)[:, 0], numbers.float()))
+
+
 KINDS = {
     'a label': (wide_resnet(), Classification, CLASSES),
     'several labels': (with_head(type='MultiLabelLinearClsHead', num_classes=3), Classification, 3),
     'several tasks': (with_head(type='MultiTaskHead', task_heads=TWO_TASKS), Classification, None),
+    'tasks within a task': (with_head(type='MultiTaskHead', task_heads=NESTED), Classification, None),
+    'a number': (with_head(type='overhaul.NumberHead'), Classification, None),
     'timm': (dict(_scope_='mmpretrain', type='TimmClassifier', model_name='resnet10t', num_classes=7),
              Classification, 7),
     'masks': (segmentor(), Segmentation, CLASSES),
@@ -65,6 +87,8 @@ def test_a_model_learns_from_the_annotations_that_its_task_makes_and_its_graph_i
     told = OnnxGraph(task_of(model.eval()), SIZE).write(path)
     assert path.is_file() and ' of the model. Normalise' in told
     assert kind != 'several tasks' or 'colour (N, classes), shape (N, classes)' in told
+    assert kind != 'tasks within a task' or 'inside_colour (N, classes), inside_shape (N, classes), size (N, ' in told
+    assert kind != 'a number' or 'logits (N, values)' in told
 
 
 def test_channels_are_those_of_the_preprocessor_or_the_first_convolution():
@@ -79,6 +103,25 @@ def test_channels_are_those_of_the_preprocessor_or_the_first_convolution():
     bands.data_preprocessor = nn.Module()
     bands.data_preprocessor.mean = torch.zeros(12, 1, 1)
     assert task_of(bands).channels == 12
+    bands.data_preprocessor.mean, bands.data_preprocessor.std = torch.zeros(1), torch.ones(4, 1, 1)
+    assert task_of(bands).channels == 4
+
+
+def test_channels_are_those_of_the_trunk_whatever_is_registered_before_it():
+    model = nn.Module()
+    model.guide, model.backbone = nn.Conv2d(1, 1, 1), nn.Conv2d(5, 1, 1)
+    assert task_of(model).channels == 5
+
+
+@pytest.mark.parametrize(('cfg', 'features', 'head'), [
+    (wide_resnet(), 'backbone.conv1.weight', 'head.fc.weight'),
+    (dict(_scope_='mmpretrain', type='TimmClassifier', model_name='resnet10t', num_classes=7),
+     'conv1.0.weight', 'fc.weight')])
+def test_a_tensor_of_the_trunk_is_known_by_its_name(cfg, features, head):
+    pytest.importorskip('timm')
+    model = build_model(dict(cfg))
+    assert {features, head} <= model.state_dict().keys()
+    assert task_of(model).is_of_trunk(features) and not task_of(model).is_of_trunk(head)
 
 
 class Data:
@@ -184,6 +227,14 @@ def test_a_task_is_named_and_a_wrong_name_tells_the_nearest(strange_pair):
         build_distiller(**strange_pair, task='segmentatoin')
 
 
+def test_the_task_that_is_named_is_that_of_a_teacher_that_looks_like_the_student(strange_pair):
+    model = build_distiller(**strange_pair, task='segmentation')
+    assert type(task_of(model.teacher)) is Segmentation
+    assert task_of(model.teacher).cannot_judge(Data(), task_of(model)) is None
+    strange_pair.update(teacher=wide_resnet(), taps=[dict(teacher='backbone.block1', student='bn')])
+    assert type(task_of(build_distiller(**strange_pair, match_sizes=True, task='any').teacher)) is Classification
+
+
 def test_a_task_that_is_no_name_is_refused(strange_pair):
     with pytest.raises((TypeError, ValueError), match='task.*the name of a task'):
         build_distiller(**strange_pair, task=['segmentation'])
@@ -261,3 +312,7 @@ def test_a_prediction_is_drawn_where_no_truth_is_known_and_of_classes_without_na
     task = Classification(nn.Identity())
     assert task.draw(image, labelled, metainfo, truth=False)[1] == 'b, 4'
     assert task.draw(image, labelled, {}, truth=False)[1] == '1, 4'
+    several = MultiTaskDataSample()
+    several.set_field(labelled, 'shape')
+    several.set_field(DataSample(), 'colour')
+    assert task.draw(image, several, {}, truth=False)[1] == 'colour: not known\nshape: 1, 4'

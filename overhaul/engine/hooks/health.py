@@ -18,6 +18,7 @@ from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.probe import Strength
 from overhaul.registry import HOOKS
 from overhaul.tasks import classes_of, task_of
+from overhaul.tasks.results import headline
 
 _ENOUGH = 100  # steps in a row without a finite gradient: there is nothing left to train
 
@@ -191,11 +192,12 @@ def doubts_of_teacher(teacher: nn.Module, metrics: dict[str, float], dataset: ob
     classes = classes_of(dataset)
     if classes < 2:
         return
-    for name, bound in task_of(teacher).chance(classes, len(dataset)).items():
+    task = task_of(teacher)
+    for name, bound in task.chance(classes, len(dataset)).items():
         if name in metrics and metrics[name] <= bound:
-            yield (f"The teacher's {name} is {metrics[name]:.2f} %, which is chance for {classes} classes: there is "
-                   'nothing to learn from it. Name its weights in teacher_checkpoint, and see that its data '
-                   'preprocessor and the order of its classes are those that it was trained with.')
+            yield (f'The teacher has {headline({name: metrics[name]}, task=task)}, which is chance for {classes} '
+                   'classes: there is nothing to learn from it. Name its weights in teacher_checkpoint, and see that '
+                   'its data preprocessor and the order of its classes are those that it was trained with.')
 
 
 def doubts_of_taps(model: OverhaulDistiller, watch: _Watch) -> Iterator[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from numbers import Number
 
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from overhaul.engine.followed import rules_in
 from overhaul.engine.runner import bare_model, training_batches, validate
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.probe import Strength, measure
@@ -46,12 +47,13 @@ class SummaryHook(Hook):
             return
         runner.logger.info(describe(model))
         if self.validate_teacher and runner.val_loop is not None:
-            reason = 'its teacher_checkpoint has not all of it' if not model.teacher_is_whole else task_of(
-                model.teacher).cannot_judge(runner.val_dataloader.dataset, task_of(model))
+            task = task_of(model.teacher)
+            reason = 'its teacher_checkpoint has not all of it' if not model.teacher_is_whole else task.cannot_judge(
+                runner.val_dataloader.dataset, task_of(model))
             if reason is None:
                 self.teacher_metrics = validate(runner, model.teacher)
             runner.logger.info('Teacher: ' + (
-                headline(self.teacher_metrics) if reason is None else f'not validated, since {reason}'))
+                f'not validated, since {reason}' if reason else headline(self.teacher_metrics, task=task)))
         with training_batches(runner, 1) as batches:
             self.strength = measure(model, next(batches), runner.optim_wrapper.optim_context(runner.model))
         runner.logger.info(describe_strength(self.strength, runner.iter))
@@ -61,9 +63,10 @@ class SummaryHook(Hook):
         hub = runner.message_hub
         # Some evaluators also give a list, of a number for each class; some give nothing where nothing was found.
         numbers = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, Number)}
-        last, rules = {'step': runner.iter, 'metrics': numbers}, _rules(runner)
+        last, task = {'step': runner.iter, 'metrics': numbers}, task_of(bare_model(runner))
+        rules = rules_in(runner.cfg, numbers, task)
         best = hub.get_info('best_result') if 'best_result' in hub.runtime_info else last
-        new, old = deciding(numbers, rules), deciding(best['metrics'], rules)
+        new, old = (deciding(result['metrics'], rules, task) for result in (last, best))
         hub.update_info('best_result', last if new and (old is None or new.better_than(old)) else best)
         hub.update_info('last_result', last)
 
@@ -72,21 +75,12 @@ class SummaryHook(Hook):
         hub = runner.message_hub
         if 'best_result' not in hub.runtime_info:
             return
-        results, rules = [hub.get_info(name) for name in ('best_result', 'last_result')], _rules(runner)
-        told = [f'{headline(result["metrics"], rules)} (iteration {result["step"]})' for result in results]
-        if deciding(results[0]['metrics'], rules) is None:
+        results, task = [hub.get_info(name) for name in ('best_result', 'last_result')], task_of(bare_model(runner))
+        rules = rules_in(runner.cfg, results[1]['metrics'], task)
+        told = [f'{headline(result["metrics"], rules, task)} (iteration {result["step"]})' for result in results]
+        if deciding(results[0]['metrics'], rules, task) is None:
             told[0] = 'not known (default_hooks.checkpoint.save_best and rule tell which metric decides, and how)'
         runner.logger.info('Student: best {}, last {}'.format(*told))
-
-
-def _rules(runner: Runner) -> dict[str, str]:
-    """Return of which metrics less or more is better as the hooks that follow them have it, first that of the best."""
-    saving, stopping = ([hook for hook in runner.hooks if isinstance(hook, kind)] for kind in (
-        CheckpointHook, EarlyStoppingHook))
-    rules = {name: rule for hook in saving if hook.save_best for name, rule in zip(hook.key_indicators, hook.rules)}
-    return {
-        name: rule for name, rule in [*rules.items(), *((hook.monitor, hook.rule) for hook in stopping)]
-        if name != 'auto'}
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -207,7 +207,7 @@ def test_teacher_at_chance():
 
     assert not list(doubts_of_teacher(MODELS.build(wide_resnet()), {'accuracy/top1': 33.}, Data()))  # 20 + 3 * 4
     (doubt, ) = doubts_of_teacher(MODELS.build(wide_resnet()), {'accuracy/top1': 31.}, Data())
-    assert doubt.startswith("The teacher's accuracy/top1 is 31.00 %, which is chance for 5 classes")
+    assert doubt.startswith('The teacher has 69.00 % error, which is chance for 5 classes')
     assert list(doubts_of_teacher(MODELS.build(segmentor()), {'mIoU': 20., 'aAcc': 90.}, Data()))
     assert not list(doubts_of_teacher(MODELS.build(segmentor()), {'mIoU': 21., 'aAcc': 90.}, Data()))
 
