@@ -12,9 +12,10 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -36,6 +37,8 @@ from overhaul.whole import write_whole
 def apply() -> None:
     """Apply the workarounds that must be in place before mmseg is imported or a file is read. Idempotent."""
     _stub_mmcv_ops()
+    if not any(isinstance(finder, _SSDFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _SSDFinder())
     _allow_mmengine_checkpoints()
     LocalBackend.put = _put_whole
     checkpoint_hook.open = _open_whole
@@ -85,6 +88,36 @@ class _OperatorStub(ModuleType):
             return operators.find(name)(*arguments, **keywords)
 
         return operator
+
+
+class _SSDFinder(MetaPathFinder):
+    """Lets the SSD heads of mmdet predict, as soon as the file that has them is imported.
+
+    mmdet 3.3.0 asks every head for its ``loss_cls`` when it predicts, and that of SSD never gets one. Delete when it
+    does.
+    """
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Find nothing but the file of the head, whose class is mended when it has run."""
+        if name != 'mmdet.models.dense_heads.ssd_head':
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None:
+            run = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (run(module), _give_loss(module.SSDHead))
+        return spec
+
+
+def _give_loss(head: type[nn.Module]) -> None:
+    initialise = head.__init__
+
+    @functools.wraps(initialise)
+    def initialise_whole(self: nn.Module, *arguments: object, **keywords: object) -> None:
+        initialise(self, *arguments, **keywords)
+        if not hasattr(self, 'loss_cls'):
+            self.loss_cls = None
+
+    head.__init__ = initialise_whole
 
 
 def _history_buffer_attribute(owner: object, name: str) -> object:

@@ -140,7 +140,7 @@ class Program(nn.Module):
                 self.add_module(f'{step}{number}', shared if step == 'shared_' else MODULES[step]())
         self.last = nn.Conv2d(3, 3, 1)
 
-    def forward(self, x, mode='tensor'):
+    def forward(self, x, data_samples=None, mode='tensor'):
         kept = x
         for number, step in enumerate(self.steps):
             if step in MODULES:

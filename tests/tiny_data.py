@@ -1,5 +1,6 @@
 """Datasets of a few images, written as the real ones lie on disk. Their content is noise."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -58,6 +59,65 @@ def write_voc(root, train=2, aug=2, val=2, test=2):
             _write_image(root / f'JPEGImages/{name}.jpg', size, random)
             if split != 'test':
                 _write_mask(root, name, split == 'aug', size, random)
+
+
+def write_coco(root, train=4, val=2, classes=('person', 'bicycle'), size=(96, 64)):
+    """Write ``root/{train,val}2017`` and ``root/annotations/instances_{train,val}2017.json``.
+
+    On each image there are a red box of the first class and a green one of the second, with their masks.
+    """
+    root = Path(root)
+    (root / 'annotations').mkdir(parents=True)
+    random = np.random.RandomState(0)
+    categories = [dict(id=label + 1, name=name) for label, name in enumerate(classes)]
+    for split, count in dict(train=train, val=val).items():
+        (root / f'{split}2017').mkdir()
+        images, annotations = [], []
+        for index in range(count):
+            images.append(dict(id=index, file_name=f'{index:012d}.jpg', width=size[0], height=size[1]))
+            for label, (left, top, right, bottom) in enumerate(_write_boxes(
+                    root / f'{split}2017/{index:012d}.jpg', len(classes), size, random)):
+                annotations.append(dict(
+                    id=len(annotations) + 1, image_id=index, category_id=label + 1, iscrowd=0,
+                    bbox=[left, top, right - left, bottom - top], area=(right - left) * (bottom - top),
+                    segmentation=[[left, top, right, top, right, bottom, left, bottom]]))
+        content = dict(images=images, annotations=annotations, categories=categories)
+        (root / f'annotations/instances_{split}2017.json').write_text(json.dumps(content))
+
+
+def write_voc_boxes(root, trainval=2, test=2, classes=('aeroplane', 'bicycle'), size=(96, 64)):
+    """Write ``root/VOC2007`` and ``root/VOC2012`` with such images, boxes in XML; only VOC2007 has a ``test``."""
+    random = np.random.RandomState(0)
+    for year, splits in (('VOC2007', dict(trainval=trainval, test=test)), ('VOC2012', dict(trainval=trainval))):
+        for folder in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
+            Path(root, year, folder).mkdir(parents=True)
+        for split, count in splits.items():
+            names = [f'{split}_{index:06d}' for index in range(count)]
+            Path(root, year, f'ImageSets/Main/{split}.txt').write_text(''.join(f'{name}\n' for name in names))
+            for name in names:
+                boxes = _write_boxes(Path(root, year, f'JPEGImages/{name}.jpg'), len(classes), size, random)
+                objects = ''.join(
+                    f'<object><name>{label}</name><difficult>0</difficult><bndbox><xmin>{left + 1}</xmin>'
+                    f'<ymin>{top + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>'
+                    for label, (left, top, right, bottom) in zip(classes, boxes))
+                Path(root, year, f'Annotations/{name}.xml').write_text(
+                    f'<annotation><size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>'
+                    f'{objects}</annotation>')
+
+
+def _write_boxes(path, count, size, random):
+    """Write an image of noise with ``count`` boxes side by side, and return them as (left, top, right, bottom)."""
+    image = random.randint(0, 80, (size[1], size[0], 3), dtype=np.uint8)
+    boxes, width = [], size[0] // count
+    for label in range(count):
+        (left, top), (right, bottom) = (
+            (random.randint(low, high), random.randint(low * size[1] // width, high * size[1] // width))
+            for low, high in ((0, width // 4), (width * 3 // 4, width)))
+        box = (label * width + left, top, label * width + right, bottom)
+        image[box[1]:box[3], box[0]:box[2]] = np.eye(3, dtype=np.uint8)[label % 3] * 220
+        boxes.append(tuple(map(int, box)))
+    Image.fromarray(image).save(path)
+    return boxes
 
 
 def _write_image(path, size, random):

@@ -22,7 +22,7 @@ from overhaul.files.parts import model_of, plain_model, task_name, teacher_only,
 from overhaul.files.settings import read_config
 from overhaul.files.weights import Source, load_teacher
 from overhaul.method.margins import margin_from_batch_norm
-from overhaul.method.stages import auto_taps, find_stages, head_taps
+from overhaul.method.stages import auto_taps, find_levels, find_stages, head_taps
 from overhaul.method.taps import Tap, Taps
 from overhaul.registry import build
 from overhaul.tasks import name_task, task_of
@@ -84,15 +84,16 @@ def _network(model: nn.Module) -> str:
 
 
 def table(model: nn.Module, owner: str, size: tuple[int, int]) -> str:
-    """Return a row for each tap of ``model``: the stages of its backbone, and those of a head of the paper."""
-    stages = [stage.path for stage in find_stages(model, size)]
+    """Return a row for each tap of ``model``: of its stages, of the levels of its neck, and of a head of the paper."""
+    stages, levels = ([stage.path for stage in find(model, size)] for find in (find_stages, find_levels))
     heads = [tap['teacher'] for tap in head_taps(model, model)]
-    taps = Taps(model, stages + heads, owner)
+    places = [*map(str, range(1, len(stages) + 1)), *['neck'] * len(levels), *['head'] * len(heads)]
+    taps = Taps(model, stages + levels + heads, owner)
     taps.dry_run(model, size, stop_after_last=False)
     rows = [('tap', 'stage', 'channels', 'stride', 'size', 'margin from', 'margin')]
-    for i, tap in enumerate(taps):
+    for place, tap in zip(places, taps):
         rows.append((
-            tap.path, str(i + 1) if i < len(stages) else 'head', str(tap.channels), str(round(size[0] / tap.size[0])),
+            tap.path, place, str(tap.channels), str(round(size[0] / tap.size[0])),
             '{}x{}'.format(*tap.size), tap.norm_path or 'data', _margin_range(model, tap)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
@@ -129,6 +130,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
             for name, model in models.items()]
         print('Images of {}x{}. '.format(*size) + weights, *tables, sep='\n')
         pair = models if 'student' in models else dict(teacher=models['network'], student=models['network'])
-        taps = auto_taps(**pair, input_size=size, match_sizes=cfg.get('match_sizes', False))
+        options = {name: cfg.get(name, False) for name in ('match_sizes', 'tap_neck')}
+        taps = auto_taps(**pair, input_size=size, **options)
         print('\nFor the config' + ('' if 'student' in models else ' of a teacher and a student of this kind')
               + f':\n\n{block(taps)}')

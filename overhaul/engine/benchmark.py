@@ -166,9 +166,9 @@ def _floor_step(cfg: Config, batch: dict, device: str, annotated: bool) -> Calla
     def step() -> None:
         data = student.data_preprocessor(batch, True)
         with torch.no_grad():
-            teacher(data['inputs'], mode='tensor')
-        losses = student(**data, mode='loss')
-        sum(loss for name, loss in losses.items() if 'loss' in name).backward()
+            teacher(**data, mode='tensor')
+        total, _ = student.parse_losses(student(**data, mode='loss'))
+        total.backward()
         optimizer.step()
         optimizer.zero_grad()
 

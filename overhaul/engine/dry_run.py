@@ -56,7 +56,11 @@ def prepare(cfg: Config) -> None:
             continue
         batch_size = min(loader.batch_size, cfg.train_dataloader.batch_size)
         loader.update(batch_size=batch_size, num_workers=0, persistent_workers=False)
+        loader.pop('batch_sampler', None)  # which may ask the dataset for more than images
         loader.dataset = ConfigDict(length=batch_size * batches, **data)
+    evaluators = cfg.get('val_evaluator') or []
+    for evaluator in evaluators if isinstance(evaluators, list | tuple) else [evaluators]:
+        evaluator.pop('ann_file', None)  # the truth of other images
     by_epoch = cfg.train_cfg.get('by_epoch', is_type(cfg.train_cfg, 'mmengine.EpochBasedTrainLoop'))
     cfg.train_cfg.update(dict(max_epochs=1, val_interval=1) if by_epoch else
                          dict(max_iters=_STEPS, val_interval=_STEPS))

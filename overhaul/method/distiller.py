@@ -24,7 +24,7 @@ from overhaul.method.at_once import at_once, possible
 from overhaul.method.memory_format import quickest
 from overhaul.method.normalization import Renormalize
 from overhaul.method.stages import auto_taps
-from overhaul.method.taps import Tap, Taps
+from overhaul.method.taps import Tap, Taps, blank_batch
 from overhaul.registry import MODELS, build, nearest
 from overhaul.tasks import name_task, task_of, tell_what_is_left_out
 
@@ -80,6 +80,8 @@ class OverhaulDistiller(BaseModel):
         match_sizes: Whether to bring the teacher's feature to the height and width of the student's where they differ,
             by averaging if it is larger and bilinearly if it is smaller. Otherwise that is an error. ``taps='auto'``
             then also pairs stages of nearly equal size.
+        tap_neck: Whether ``taps='auto'`` also pairs the levels of the necks, as those of a feature pyramid, see
+            :func:`find_levels`.
         at_once: Whether the loss of a tap is computed with its gradient as soon as the student has reached the tap, so
             that the least is kept for the backward pass: see :func:`at_once`. To be turned off for
             what that refuses, such as a connector that takes something of another tap, and for a student that runs a
@@ -116,6 +118,7 @@ class OverhaulDistiller(BaseModel):
         teacher_batch_norm: str = 'batch',
         teacher_dropout: bool = False,
         match_sizes: bool = False,
+        tap_neck: bool = False,
         at_once: bool = True,
         input_size: tuple[int, int] = (224, 224),
         data_preprocessor: dict | None = None,
@@ -125,7 +128,9 @@ class OverhaulDistiller(BaseModel):
         check_kind(
             dict | None, 'a dict, as in dict(type="...")',
             connector=connector, margin=margin, distill_loss=distill_loss)
-        check_kind(bool, 'True or False', teacher_dropout=teacher_dropout, match_sizes=match_sizes, at_once=at_once)
+        check_kind(
+            bool, 'True or False', teacher_dropout=teacher_dropout, match_sizes=match_sizes, tap_neck=tap_neck,
+            at_once=at_once)
         check_kind(str | None, 'the name of a task', task=task)
         check_size(input_size)
         check_batch_norm(teacher_batch_norm)
@@ -143,7 +148,7 @@ class OverhaulDistiller(BaseModel):
         self.renormalize = _renormalize(self.student, self.teacher)
 
         if taps == 'auto':
-            taps = auto_taps(self.teacher, self.student, input_size, match_sizes)
+            taps = auto_taps(self.teacher, self.student, input_size, match_sizes, tap_neck)
         self._place_taps(taps, input_size)
         self._check_teacher(missing, input_size)
         self.connectors = self._build_connectors(connector or {})
@@ -209,11 +214,10 @@ class OverhaulDistiller(BaseModel):
         if not kept:
             return
         self.teacher.eval()
-        image = torch.zeros(1, task_of(self.teacher).channels, *input_size).to(next(self.teacher.parameters()))
         with torch.no_grad():
             for name in kept:
                 state[name].fill_(math.nan)
-            features = self.teacher_taps.read(self.teacher, image)
+            features = self.teacher_taps.read(self.teacher, *blank_batch(self.teacher, input_size))
             for name, value in kept.items():
                 state[name].copy_(value)
         lost = [tap.path for tap, feature in zip(self.teacher_taps, features) if not feature.isfinite().all()]
@@ -258,7 +262,7 @@ class OverhaulDistiller(BaseModel):
         self._check_calibrated()
         with torch.no_grad():
             teacher_features = [
-                margin(feature) for margin, feature in zip(self.margins, self.teacher_features(inputs))]
+                margin(feature) for margin, feature in zip(self.margins, self.teacher_features(inputs, data_samples))]
         with_gradient = self.at_once and possible(
             inputs.device, [*self.connectors.parameters(), *self.distill_loss.parameters()])
         distances = {}
@@ -288,22 +292,23 @@ class OverhaulDistiller(BaseModel):
             losses['loss_task'] = losses.pop('loss')
         return losses | {name: distances[index] for index, name in enumerate(self.loss_names)}
 
-    def teacher_features(self, inputs: Tensor) -> list[Tensor]:
+    def teacher_features(self, inputs: Tensor, data_samples: list | None = None) -> list[Tensor]:
         """Return the teacher's features at its taps, before their margins, for the student's ``inputs`` (N, C, H, W).
 
-        Call it without gradient.
+        Call it without gradient, and with the ``data_samples`` where the teacher needs them, as some detectors do that
+        are tapped in their heads.
         """
         plain = inputs if self.renormalize is None else self.renormalize(inputs)
         images = plain if self._teacher_takes_views else quickest(plain)
         try:
-            return self.teacher_taps.read(self.teacher, images)
+            return self.teacher_taps.read(self.teacher, images, data_samples)
         except RuntimeError as error:
             if images is plain or 'view size is not compatible' not in str(error):
                 raise
         print_log("The teacher's code takes a view of a map that only the plain layout allows: it runs in that, and "
                   'somewhat slower.', 'current')
         self._teacher_takes_views = True
-        return self.teacher_features(inputs)
+        return self.teacher_features(inputs, data_samples)
 
     def _check_calibrated(self) -> None:
         # In a compiled step the question would break the graph. An eager one comes before, SummaryHook's; else the loss

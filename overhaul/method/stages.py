@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -82,6 +83,25 @@ def find_stages(model: nn.Module, input_size: tuple[int, int]) -> list[Stage]:
     return stages
 
 
+def find_levels(model: nn.Module, input_size: tuple[int, int]) -> list[Stage]:
+    """Return the pre-activation features that the ``neck`` of ``model`` hands on, of the largest map to the smallest.
+
+    Found as :func:`find_stages` finds the ends of stages, in what the neck returns. A level is left out where no module
+    of the neck gives it, as one that a function pools, and where it has no negative values and no activation before it.
+    A model without a neck, or with one that gives no maps, has none.
+    """
+    if 'neck' not in dict(model.named_children()):
+        return []
+    trace = _Trace(model, '', input_size)
+    levels = {}
+    for output in trace.last['neck'].outputs if 'neck' in trace.last else ():
+        giver = next((giver for giver, version in output.feature.givers if version == output.version), None)
+        if giver is not None and giver.path.startswith('neck.'):
+            with suppress(ValueError):
+                levels[output.size] = trace.stage_of(giver, output)
+    return [levels[size] for size in sorted(levels, reverse=True)]
+
+
 def pair_stages(teacher: Sequence[Stage], student: Sequence[Stage], match_sizes: bool = False) -> list[dict]:
     """Return ``taps``, as a config would have them, that pair stages of equal size, deepest first where several match.
 
@@ -124,10 +144,26 @@ def head_taps(teacher: nn.Module, student: nn.Module) -> list[dict]:
 
 
 def auto_taps(
-        teacher: nn.Module, student: nn.Module, input_size: tuple[int, int], match_sizes: bool = False) -> list[dict]:
-    """Return the ``taps`` that stand for ``'auto'``: see :func:`find_stages` and :func:`pair_stages`."""
-    stages = (find_stages(model, input_size) for model in (teacher, student))
-    return pair_stages(*stages, match_sizes) + head_taps(teacher, student)
+        teacher: nn.Module, student: nn.Module, input_size: tuple[int, int], match_sizes: bool = False,
+        tap_neck: bool = False) -> list[dict]:
+    """Return the ``taps`` that stand for ``'auto'``: see :func:`find_stages` and :func:`pair_stages`.
+
+    With ``tap_neck`` those of the necks come after the backbones', see :func:`find_levels`.
+
+    Raises:
+        ValueError: As those; if one of the models has no neck to tap.
+    """
+    models = (teacher, student)
+    taps = pair_stages(*(find_stages(model, input_size) for model in models), match_sizes)
+    if tap_neck:
+        levels = [find_levels(model, input_size) for model in models]
+        for owner, found in zip(('teacher', 'student'), levels):
+            if not found:
+                raise ValueError(
+                    f'tap_neck=True found no level in a neck of the {owner}. Leave it out, and name the taps of other '
+                    'parts.')
+        taps += pair_stages(*levels, match_sizes)
+    return taps + head_taps(teacher, student)
 
 
 class _Output(NamedTuple):

@@ -253,12 +253,12 @@ class Taps:
         """Hand over the features of the forward pass that just ended, with None for those that were received."""
         return [tap.take() for tap in self.taps]
 
-    def read(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    def read(self, model: nn.Module, inputs: Tensor, data_samples: list | None = None) -> list[Tensor]:
         """Run ``model`` on ``inputs`` (N, C, H, W), no further than its last tap, and return the features."""
         self.start(model)
         try:
             with suppress(ForwardDone):
-                model(inputs, mode='tensor')
+                model(inputs, data_samples, mode='tensor')
             return self.take()
         finally:
             self.stop()
@@ -330,6 +330,16 @@ def _version(feature: Tensor) -> int:
     return 0 if feature.is_inference() else feature._version
 
 
+def blank_batch(
+        model: nn.Module, input_size: tuple[int, int], fill: Callable[..., Tensor] = torch.zeros,
+) -> tuple[Tensor, list | None]:
+    """Return one image (1, C, H, W) for ``model``, and data samples, which some detectors need for their maps too."""
+    parameter, task = next(model.parameters()), task_of(model)
+    image = fill(1, task.channels, *input_size, dtype=parameter.dtype, device=parameter.device)
+    sample = task.random_sample(tuple(input_size), torch.Generator())
+    return image, None if sample is None else [sample.to(parameter.device)]
+
+
 def blank_pass(
         model: nn.Module, input_size: tuple[int, int], hooks: Sequence[RemovableHandle],
         fill: Callable[..., Tensor] = torch.zeros) -> None:
@@ -340,14 +350,13 @@ def blank_pass(
             another one gives.
     """
     modes = [(module, module.training) for module in model.modules()]
-    parameter, task = next(model.parameters()), task_of(model)
-    image = fill(1, task.channels, *input_size, dtype=parameter.dtype, device=parameter.device)
+    image, samples = blank_batch(model, input_size, fill)
     model.eval()
     try:
         with torch.no_grad():
-            model(image, mode='tensor')
+            model(image, samples, mode='tensor')
     except (AssertionError, RuntimeError) as error:
-        trunk = type(model.get_submodule(task.trunk)).__name__
+        trunk = type(model.get_submodule(task_of(model).trunk)).__name__
         raise ValueError(
             f'The model with the {trunk} failed on one image {tuple(image.shape[1:])} of the dry run: '
             f'{error or type(error).__name__}. {_advice(str(error), image)}') from error

@@ -1,17 +1,18 @@
 """What differs between kinds of pipelines, a file for each kind; nothing else in the package knows it.
 
 1. ``task``: what is asked of a kind, answered for any model of mmengine as far as it can be known.
-2. ``classification``, ``segmentation``: the answers for the models of mmpretrain and mmseg.
+2. ``classification``, ``segmentation``, ``detection``: the answers for the models of mmpretrain, mmseg and mmdet.
 3. ``results``: which of the metrics are quoted, and of which more is better.
 
 A package adds a kind of its own with a class that is registered in ``overhaul.registry.TASKS``: see docs/tasks.md.
 """
 
 from overhaul.tasks.classification import Classification
+from overhaul.tasks.detection import Detection
 from overhaul.tasks.results import Quote
 from overhaul.tasks.segmentation import Segmentation
 from overhaul.tasks.task import Graph, Task, classes_of, name_task, task_of, tell_what_is_left_out
 
 __all__ = [
-    'Classification', 'Graph', 'Quote', 'Segmentation', 'Task', 'classes_of', 'name_task', 'task_of',
+    'Classification', 'Detection', 'Graph', 'Quote', 'Segmentation', 'Task', 'classes_of', 'name_task', 'task_of',
     'tell_what_is_left_out']

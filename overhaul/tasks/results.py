@@ -29,11 +29,13 @@ class Quote(NamedTuple):
     Attributes:
         unit: What is written after the number, as ``'% error'``.
         complement: Whether 100 minus the metric is quoted, as the error of an accuracy.
+        factor: What the metric is multiplied by, as 100 to quote a share in %.
         less_is_better: Of the metric itself. Default: what its name tells.
     """
 
     unit: str
     complement: bool = False
+    factor: float = 1
     less_is_better: bool | None = None
 
 
@@ -174,7 +176,8 @@ def _known(name: str, quotes: Mapping[str, Quote]) -> str | None:
 def _result(name: str, value: object, rules: Mapping[str, str], task: Quotes | None) -> Result:
     quotes = _quotes(task)
     known = _known(name, quotes) or name
-    quote, part, number = quotes.get(known, Quote(name)), name.removesuffix(known).rstrip('_/'), float(value)
+    quote, part = quotes.get(known, Quote(name)), name.removesuffix(known).rstrip('_/')
+    number = float(value) * quote.factor
     unit = f'{quote.unit} of {part}' if part else quote.unit
     less = rules[name] == 'less' if name in rules else less_is_better(name, task)
     if quote.complement:

@@ -56,7 +56,7 @@ class CalibrateHook(Hook):
             return
         with torch.no_grad(), training_batches(runner, self.batches) as batches:
             for data in batches:
-                features = model.teacher_features(model.data_preprocessor(data, True)['inputs'])
+                features = model.teacher_features(**model.data_preprocessor(data, True))
                 for i, mean in means.items():
                     mean.add(features[i])
             for i, mean in means.items():
