@@ -33,7 +33,7 @@ class BuildWithConfigs(build_py):
 setup(
     name='overhaul',
     version=version,
-    description='Feature distillation (A Comprehensive Overhaul of Feature Distillation) for mmpretrain and mmseg',
+    description='Feature distillation (A Comprehensive Overhaul of Feature Distillation) for models of MMEngine',
     long_description=(here / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
@@ -60,7 +60,7 @@ setup(
         # `pip install overhaul[lite]` brings the one that needs no compiler; with a full mmcv leave the extra out.
         'lite': ['mmcv-lite==2.1.0'],
         'detection': ['mmdet==3.3.0', 'pycocotools'],
-        'onnx': onnx,  # for tools/export_student.py --onnx
+        'onnx': onnx,  # for overhaul export --onnx
         'docs': ['pdoc'],
         'test': [
             *onnx, 'hypothesis', 'pdoc', 'pytest', 'pytest-xdist', 'ruff', 'scipy', 'tensorboard', 'timm', 'wheel'],

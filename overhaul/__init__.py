@@ -1,4 +1,4 @@
-"""Overhaul: feature distillation (Heo et al., ICCV 2019) for mmpretrain and mmsegmentation."""
+"""Overhaul: feature distillation (Heo et al., ICCV 2019) for models of MMEngine."""
 
 from importlib import import_module
 

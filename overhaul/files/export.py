@@ -49,7 +49,8 @@ def export_student(
         checkpoint: Of a distiller or of the student alone, as :func:`read_checkpoint` takes it.
         out: The file to write, ``*.pth``.
         onnx: The graph to write, ``*.onnx``; see :class:`OnnxGraph`.
-        size: Height and width of a classifier's images in the graph. Default: ``model.input_size`` of the config.
+        size: Height and width of the images of a graph that is for one size. Default: ``model.input_size`` of the
+            config.
 
     Returns:
         What was written, how it is loaded, and whether this package is needed for that; in a few lines.

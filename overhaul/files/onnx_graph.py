@@ -17,10 +17,10 @@ _ANY_SIZES = ((128, 160), (96, 224))
 
 
 class OnnxGraph:
-    """The graph of a model from normalised images (N, C, H, W) to what its task gives, as logits (N, classes).
+    """The graph of a model from normalised images (N, C, H, W) to what its task gives, see :meth:`Task.graph`.
 
-    N is free, and so are H and W for a segmentation; other graphs are for one size. The graph begins after the data
-    preprocessor, and is a segmentor's ``mode='whole'``, resized to the image.
+    N is free, and H and W are where the task says so; other graphs are for one size. The graph begins after the data
+    preprocessor.
 
     Args:
         task: That of the model, which is on the CPU.

@@ -1,9 +1,9 @@
-"""The paper's method, a file for each part. In this order they follow a batch from the image to the loss:
+"""The paper's method, a file for each part. Read them in this order, which is that of the data:
 
-1. ``taps``: where features are read inside teacher and student, without a change to either.
-2. ``tokens``: what a transformer's tokens are as a map, by the image and by what the model tells of them.
-3. ``stages``: the taps that ``taps='auto'`` finds, at the end of each stage of a network.
-4. ``normalization``: the student's images, made into what the teacher was trained on.
+1. ``normalization``: the student's images, made into what the teacher was trained on.
+2. ``taps``: where features are read inside teacher and student, without a change to either.
+3. ``tokens``: what a transformer's tokens are as a map, by the image and by what the model tells of them.
+4. ``stages``: the taps that ``taps='auto'`` finds, at the end of each stage of a network.
 5. ``margins``: the teacher transform, margin ReLU, and its margins in closed form.
 6. ``connectors``: the student transform, 1x1 convolution and batch norm.
 7. ``losses``: the distance, partial L2.

@@ -120,7 +120,7 @@ def test_in_memory_holds_what_the_pipeline_gives(tmp_path):
     cfg = Config.fromfile(ROOT / 'configs/_base_/datasets/cifar100.py').train_dataloader.dataset
     with pytest.MonkeyPatch.context() as patch:
         for split in ('train_list', 'test_list'):
-            patch.setattr('overhaul.datasets.CIFAR100.' + split, [[split.partition('_')[0], None]])
+            patch.setattr('overhaul.datasets.cifar100.CIFAR100.' + split, [[split.partition('_')[0], None]])
         cfg.dataset.data_root = str(tmp_path)
         dataset = InMemory(cfg.dataset)
     assert len(dataset) == 8 and dataset.metainfo['classes'][0] == 'apple'

@@ -6,7 +6,7 @@ masks of SBD to VOC2012/SegmentationClassAug and lists those beyond VOC's own in
     python $(python -c "import mmseg; print(*mmseg.__path__)")/.mim/tools/dataset_converters/voc_aug.py \
         data/VOCdevkit data/VOCdevkit/VOCaug
 
-The test set, for tools/test.py --voc-submission, is VOC2012test.tar unpacked over the same folders.
+The test set, for overhaul test --voc-submission, is VOC2012test.tar unpacked over the same folders.
 
 Two choices differ from the official code, and voc_aug_official.py takes them back: what is padded here is unlabelled,
 there background; and mIoU is measured here at each image's own size, there at that of the network's input.
