@@ -3,9 +3,11 @@
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from setuptools._distutils.core import run_setup
 
 from overhaul import cli
 
@@ -43,6 +45,13 @@ def test_what_is_wrong_is_said_by_the_command_it_is_meant_for(words, said, capsy
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_what_is_installed_is_that_command(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    declared = run_setup('setup.py', stop_after='init').entry_points['console_scripts']
+    entry_points = [EntryPoint(*map(str.strip, line.split('=')), 'console_scripts') for line in declared]
+    assert {entry_point.name: entry_point.load() for entry_point in entry_points} == {'overhaul': cli.main}
 
 
 def test_a_command_gets_the_other_words(monkeypatch):

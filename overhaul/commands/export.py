@@ -24,7 +24,7 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
     parser.add_argument('--onnx', metavar='OUT.onnx', help='write this graph as well')
     parser.add_argument(
         '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
-        help="of the images of a graph that is for one size; default: input_size of the config")
+        help='of the images of a graph that is for one size; default: input_size of the config')
     return parser.parse_args(command_line)
 
 

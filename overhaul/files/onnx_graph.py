@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from overhaul.tasks import Task
 from overhaul.whole import write_whole
@@ -78,7 +79,7 @@ class OnnxGraph:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # of torch about itself
                 torch.onnx.export(
-                    self.graph.module.eval(), (images,), path, dynamo=True, dynamic_shapes=dict(images=free),
+                    _Unnamed(self.graph.module).eval(), (images,), path, dynamo=True, dynamic_shapes=dict(images=free),
                     input_names=['images'], output_names=list(self.graph.outputs), external_data=False, verbose=False)
         except Exception as failure:  # whatever a model does that a graph cannot
             cause = failure.__cause__ or failure  # torch wraps it in advice in colours
@@ -106,6 +107,20 @@ class OnnxGraph:
                         'deleted. Leave --onnx out, or try another version of torch.')
                 largest = max(largest, error)
         return largest
+
+
+class _Unnamed(nn.Module):
+    """A module without a description: torch asks for it, and that of mmseg's VPDDepthHead raises an error."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def __repr__(self) -> str:
+        return 'model'
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.module(images)
 
 
 def _require_onnx() -> None:

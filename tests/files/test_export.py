@@ -179,11 +179,11 @@ def test_a_graph_that_is_not_the_model_is_refused(tmp_path, monkeypatch):
     pytest.importorskip('onnxruntime')
     write = torch.onnx.export
 
-    def write_wrongly(logits, *arguments, **more):
-        weight = logits.model.head.fc.weight
+    def write_wrongly(model, *arguments, **more):
+        weight = model.module.model.head.fc.weight
         with torch.no_grad():
             weight.mul_(1.01)
-        write(logits, *arguments, **more)
+        write(model, *arguments, **more)
         with torch.no_grad():
             weight.div_(1.01)
 

@@ -14,8 +14,10 @@ from mmpretrain.models.heads import ClsHead
 from mmpretrain.structures import DataSample, MultiTaskDataSample
 from mmseg.structures import SegDataSample
 from small_models import CLASSES, build_distiller, build_model, resnet, segmentor, wide_resnet
+from test_tools import run_in_process
 from torch import nn
 
+from overhaul.files.export import export_student
 from overhaul.files.onnx_graph import OnnxGraph
 from overhaul.files.parts import task_name
 from overhaul.registry import MODELS, TASKS
@@ -284,6 +286,40 @@ def test_the_task_of_the_page_makes_the_depth_estimators_of_mmseg_known(task_of_
     assert deciding(dict(d1=0.9, rmse=0.5, abs_rel=0.1), {})[1:] == (0.1, 'mean relative error', True)
     assert task.graph().outputs == {'depth': '(N, 1, H, W)'}
     assert type(task_of(build_model(segmentor()))) is Segmentation
+
+
+DEPTH_CONFIG = """
+default_scope = 'mmseg'
+model = dict(
+    type='overhaul.OverhaulDistiller', teacher={model}, student={model}, taps='auto', alpha=1e-3, input_size=(32, 32))
+data = dict(type='NYUDataset', data_root='nowhere')
+train_dataloader = dict(batch_size=2, dataset=data, sampler=dict(type='InfiniteSampler'))
+val_dataloader = dict(batch_size=1, dataset=data, sampler=dict(type='DefaultSampler', shuffle=False))
+val_evaluator, val_cfg = dict(type='DepthMetric'), dict()
+train_cfg = dict(by_epoch=False, max_iters=10, val_interval=10)
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
+default_hooks = dict(summary=dict(type='overhaul.SummaryHook'))
+"""
+
+
+def test_the_task_of_the_page_is_tried_and_exported(task_of_the_page, tmp_path, capsys):
+    head = dict(
+        type='VPDDepthHead', in_channels=[16, 32, 64, 128], embed_dim=4, feature_dim=32, num_deconv_layers=1,
+        num_deconv_filters=(8, ))
+    cfg = dict(
+        segmentor(base_channels=16), type='DepthEstimator', test_cfg=dict(mode='whole'), decode_head=head,
+        data_preprocessor=dict(type='SegDataPreProcessor', mean=[0] * 3, std=[255] * 3, size=SIZE))
+    config, weights = tmp_path / 'config.py', tmp_path / 'weights.pth'
+    config.write_text(DEPTH_CONFIG.format(model=cfg))
+    run_in_process(tmp_path, 'train.py', config, '--dry-run')
+    printed = capsys.readouterr().out
+    assert 'Dry run: ok. 2 training steps and 1 validation step, ' in printed
+    assert 'mean relative error (iteration 2)' in printed
+    torch.save(build_model(cfg).state_dict(), weights)
+    told = export_student(
+        str(config), str(weights), str(tmp_path / 'student.pth'), str(tmp_path / 'student.onnx'), SIZE)
+    assert 'images (N, 3, 32, 32) to depth (N, 1, H, W), in onnxruntime within ' in told
+    assert f"To load: mmseg.apis.init_model('{tmp_path / 'student.py'}', " in told
 
 
 def test_without_it_they_are_of_no_task_that_is_known():
