@@ -52,6 +52,7 @@ class Fit:
         weights: The set, by the names of the model.
         left_out: Names of the file for which nobody has asked.
         renamed: A module of the file, and that of the model which must be meant since no other is left.
+        adapted: Names of what the model's own code has made of the set, see :func:`adapted`.
     """
 
     task: Task
@@ -62,6 +63,7 @@ class Fit:
     weights: dict[str, Tensor]
     left_out: list[str] = field(default_factory=list)
     renamed: tuple[str, str] | None = None
+    adapted: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.taken = {

@@ -11,6 +11,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from overhaul.files.adapted import adapted
 from overhaul.files.checkpoints import PLAIN_KEYS, classes_in, examples, read_checkpoint, weights_in
 from overhaul.files.names import Fit, fits, misfit, rivals
 from overhaul.registry import nearest
@@ -74,6 +75,7 @@ class WeightsFile:
 
     def __init__(self, source: Source) -> None:
         self.source, self.prefix = source, source.prefix
+        self._found: dict[nn.Module, list[Fit]] = {}
         checkpoint = read_checkpoint(source.file)
         self.sets, self.classes = weights_in(checkpoint), classes_in(checkpoint)
         for weights in list(self.sets.values())[:1]:
@@ -95,12 +97,12 @@ class WeightsFile:
                 raise ValueError(f'No name in "{source.file}" begins with "{source.prefix}". Nearest: {begin}.')
 
     def fit(self, model: nn.Module) -> Fit:
-        """Return the best fit to ``model``, and log which others there are.
+        """Return the best fit to ``model``.
 
         Raises:
             ValueError: If several fit equally well.
         """
-        found = fits(self.sets, model, self.prefix)
+        found = self._fits(model)
         equal = rivals(found)
         if equal:
             raise ValueError(
@@ -111,7 +113,17 @@ class WeightsFile:
 
     def fits_whole(self, model: nn.Module) -> bool:
         """Return whether a set of weights fits all of ``model``."""
-        return fits(self.sets, model, self.prefix)[0].has_all
+        return self._fits(model)[0].has_all
+
+    def _fits(self, model: nn.Module) -> list[Fit]:
+        """Return how the sets fit ``model``, the best first, and that as the model's own code adapts it."""
+        if model not in self._found:
+            best, *others = fits(self.sets, model, self.prefix)
+            if not best.has_all:
+                # That of mmpretrain's TimmClassifier renames all, for files of timm; their names are known here.
+                best = max(best, adapted(model, best), key=lambda fit: (fit.size, -len(fit.unexpected)))
+            self._found[model] = [best, *others]
+        return self._found[model]
 
     def check_finite(self, fit: Fit) -> None:
         """Refuse weights that are none.
@@ -138,6 +150,8 @@ class WeightsFile:
         how = [f'from {_name(fit)}'] if fit.prefix or fit.key not in PLAIN_KEYS else []
         how += [f'with "{fit.added}" put before names that the model lacks'] if fit.added else []
         how += ['with "{}" as "{}"'.format(*fit.renamed)] if fit.renamed else []
+        if fit.adapted:
+            how.append(f'{len(fit.adapted)} of them as its own code adapts them ({examples(fit.adapted)})')
         _log(', '.join([f'Loaded {len(fit.taken)} tensors of {file} into the {what}', *how]) + '.')
         if fit.missing:
             _log(f'{len(fit.missing)} of {len(fit.missing) + fit.size} tensors of the {what} are not in {file}, or of '
@@ -145,7 +159,7 @@ class WeightsFile:
         left_out = fit.left_out + fit.unexpected + fit.mismatched
         if left_out:
             _log(f'Left out {len(left_out)} tensors of {file} for which the model has no place: {examples(left_out)}.')
-        for other in fits(self.sets, model, self.prefix)[1:]:
+        for other in self._fits(model)[1:]:
             if other.has_backbone and not other.is_in(fit):
                 note = _NOTES.get(other.key, '')
                 _log(f'{file} also holds {_name(other)}{note}. To take that: {self._choice(other)}.')

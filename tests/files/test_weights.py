@@ -451,6 +451,73 @@ def test_a_deeper_or_wider_teacher_is_refused(tmp_path, state):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What mmpretrain adapts while it loads
+
+
+def transformer(kind, size, **changes):
+    backbone = dict(dict(
+        type=f'mmpretrain.{kind}', img_size=size, patch_size=16,
+        arch=dict(embed_dims=12, num_layers=1, num_heads=2, feedforward_channels=24)), **changes)
+    return dict(type='mmpretrain.ImageClassifier', backbone=backbone)
+
+
+def swin(size=64, **changes):
+    arch = dict(embed_dims=8, depths=[1, 2], num_heads=[1, 2])
+    return transformer(
+        'SwinTransformer', size, arch=arch, patch_size=4, window_size=4, out_indices=(1, ), **changes)
+
+
+def beit(size):
+    return transformer('BEiTViT', size, use_abs_pos_emb=True, use_rel_pos_bias=False)
+
+
+def as_version_1(state):
+    """Before mmpretrain numbered the last norm, and when it still saved masks."""
+    old = {name.replace('backbone.norm1.', 'backbone.norm.'): value for name, value in state.items()}
+    return old | {'backbone.stages.1.blocks.1.attn.attn_mask': torch.zeros(4, 16, 16)}
+
+
+@pytest.mark.parametrize('cfg, other, change', [
+    (transformer('VisionTransformer', 64), transformer('VisionTransformer', (96, 64)), dict),
+    (transformer('VisionTransformer', 64), transformer('VisionTransformer', 64, with_cls_token=False,
+                                                       out_type='featmap'), dict),
+    (transformer('DistilledVisionTransformer', 64), transformer('DistilledVisionTransformer', 96), dict),
+    (transformer('DeiT3', 64), transformer('DeiT3', 96), dict),
+    (beit(64), beit(96), dict), (swin(use_abs_pos_embed=True), swin(96, use_abs_pos_embed=True), dict),
+    (swin(), swin(), as_version_1)],
+    ids=['ViT', 'without class token', 'DeiT', 'DeiT 3', 'BEiT', 'Swin', 'Swin of version 1'])
+def test_what_mmpretrain_loads_is_loaded_as_mmpretrain_loads_it(tmp_path, lines, cfg, other, change):
+    torch.manual_seed(0)
+    source, truth, teacher, model = (MODELS.build(c) for c in (cfg, other, other, other))
+    for parameter in source.parameters():
+        parameter.data.normal_()  # some begin at 0
+    state, before = change(source.state_dict()), snapshot(truth)
+    wrong = truth.load_state_dict({
+        name: value for name, value in state.items() if name != 'backbone.cls_token' or name in before}, strict=False)
+    assert not wrong.unexpected_keys and all('position_index' in name for name in wrong.missing_keys)
+    if 'backbone.cls_token' not in before:
+        state = {name: value for name, value in state.items() if name != 'backbone.cls_token'}
+    file = save(tmp_path, dict(state_dict=state))
+    load_weights(model, file)
+    assert same(model.state_dict(), truth.state_dict())
+    assert [load_teacher(teacher, file), same(teacher.state_dict(), truth.state_dict())] == [[], True]
+    assert not same(before, truth.state_dict())
+    assert 'as its own code adapts them (backbone.' in lines[0]
+    student = MODELS.build(other)
+    assert {**student.state_dict(), **starting_weights(student, file)}.keys() == before.keys()
+
+
+def test_what_mmpretrain_cannot_adapt_is_refused(tmp_path):
+    state = MODELS.build(transformer('VisionTransformer', (96, 64))).state_dict()  # not to be told from its 25 tokens
+    model = MODELS.build(transformer('VisionTransformer', 64))
+    before = snapshot(model)
+    for load in (load_weights, load_teacher):
+        with pytest.raises(ValueError, match=r'1 of another shape \(backbone\.pos_embed \(1, 25, 12\) for'):
+            load(model, save(tmp_path, state))
+    assert same(model.state_dict(), before)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Weights to start a training from
 
 
