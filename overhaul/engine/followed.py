@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
+from pathlib import Path
 from types import MappingProxyType
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook, ParamSchedulerHook
+from mmengine.optim.scheduler.param_scheduler import ReduceOnPlateauParamScheduler
 from mmengine.runner import Runner
 
 from overhaul.engine.runner import bare_model
@@ -78,6 +81,7 @@ def prepare(runner: Runner) -> None:
         if isinstance(hook, ParamSchedulerHook):
             hook.after_val_epoch = partial(_lower_rate, hook.after_val_epoch)
     runner.register_hook(TellMissingHook())
+    runner.register_hook(ScheduleHook())
 
 
 class TellMissingHook(Hook):
@@ -98,6 +102,36 @@ class TellMissingHook(Hook):
                     runner.logger.warning(
                         f'The {type_name(part)} has {key}={name!r}, and this validation gave no such metric, so that '
                         f'is left out. Nearest of what it gave: {nearest(name, metrics)}.')
+
+
+class ScheduleHook(Hook):
+    """Lets a schedule that a resumed training has lent its metric follow the one that the config names."""
+
+    priority = 'LOW'
+
+    def before_run(self, runner: Runner) -> None:
+        """Note what the config says, before a checkpoint is loaded over it."""
+        schedules = runner.param_schedulers
+        schedules = chain(*schedules.values()) if isinstance(schedules, dict) else schedules or ()
+        self._asked = [
+            (schedule, schedule.monitor, schedule.rule) for schedule in schedules
+            if isinstance(schedule, ReduceOnPlateauParamScheduler)]
+
+    def before_train(self, runner: Runner) -> None:
+        """Begin anew where it followed another one."""
+        for schedule, monitor, rule in self._asked:
+            was, now = _described(schedule.monitor, schedule.rule), _described(monitor, rule)
+            if was != now:
+                runner.logger.warning(
+                    f'The {type(schedule).__name__} has followed {was}; from here on it follows {now}, and begins anew '
+                    'to wait for a better value.')
+                schedule.monitor = monitor
+                schedule._init_is_better(rule, schedule.threshold, schedule.threshold_rule)
+                schedule._reset()
+
+
+def _described(name: str, rule: str) -> str:
+    return f'{name} (the {"most" if rule == "greater" else "least"} of it)'
 
 
 def _followers(cfg: Config) -> Iterator[tuple[dict, str]]:
@@ -148,7 +182,30 @@ def _save_best(hook: CheckpointHook, save: Callable, runner: Runner, metrics: Ma
                 "rule='greater'.")
             return
         hook._init_rule([rule], [name])
+    _begin_anew(hook, runner)
     save(runner, {**dict.fromkeys(hook.key_indicators), **metrics})  # it passes over None
+
+
+def _begin_anew(hook: CheckpointHook, runner: Runner) -> None:
+    """Forget the best value that a resumed training has of another metric, whose checkpoint stays."""
+    known = runner.message_hub.runtime_info
+    several = len(hook.key_indicators) > 1
+    for name, rule in zip(hook.key_indicators, hook.rules):
+        score, path, by = (f'best_{what}_{name}' if several else f'best_{what}' for what in ('score', 'ckpt', 'by'))
+        now = _described(name, rule)
+        # A file of mmengine's own hook tells the name alone, in that of the checkpoint.
+        saved = re.fullmatch(r'best_(.+)_(epoch|iter)_\d+\.pth', Path(known.get(path) or '').name)
+        was = known.get(by) or (now if not saved or saved[1] == name.replace('/', '_') else saved[1])
+        if was != now and score in known:
+            runner.logger.warning(
+                f'The best checkpoint so far, {known.pop(path, None)}, is that by {was}, and stays. From here on the '
+                f'best is that by {now}, and what was reached of it before does not count.')
+            del known[score]
+            if several:
+                hook.best_ckpt_path_dict[name] = None
+            else:
+                hook.best_ckpt_path = None
+        runner.message_hub.update_info(by, now)
 
 
 def _lower_rate(lower: Callable, runner: Runner, metrics: Mapping[str, object] | None = None) -> None:

@@ -1,6 +1,7 @@
 """What mmengine's hooks and schedules that follow a metric are told of it."""
 
 import pytest
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import CheckpointHook
@@ -8,6 +9,7 @@ from small_models import Lines, batch, build_distiller, build_model, loader, run
 
 from overhaul.engine import followed
 from overhaul.engine.hooks import SummaryHook
+from overhaul.files.checkpoints import read_checkpoint
 from overhaul.files.settings import read_config
 
 DIGITS = 'overhaul::digits_wrn16_2_wrn10_1.py'
@@ -93,15 +95,16 @@ class Given(Evaluator):
 class Validations:
     """A training whose validations give the metrics of a list, one after another."""
 
-    def __init__(self, folder, results, model=None, summary=None, schedule=None, **keys):
+    def __init__(self, folder, results, model=None, summary=None, schedule=None, resume=None, **keys):
         checkpoint = dict(type='CheckpointHook', interval=1, **keys)
         self.run = runner(
             folder, model or build_model(wide_resnet()), [batch()], len(results), sgd(), [summary or SummaryHook()],
             schedule,
             val_dataloader=loader([batch()]), val_cfg=dict(), val_evaluator=Given(results),
-            train_cfg=dict(by_epoch=True, max_epochs=len(results), val_interval=1),
+            train_cfg=dict(by_epoch=True, max_epochs=len(results) + 2 * bool(resume), val_interval=1),
             default_hooks=dict(sampler_seed=None, checkpoint=checkpoint),
-            cfg=ConfigDict(default_hooks=dict(checkpoint=checkpoint)))
+            cfg=ConfigDict(default_hooks=dict(checkpoint=checkpoint)), resume=bool(resume), load_from=resume,
+            experiment_name=f'{folder} {resume}')
         followed.prepare(self.run)
         self.folder, self.lines = folder, Lines(self.run)
 
@@ -181,3 +184,44 @@ def test_nothing_found_is_no_result_and_not_the_one_before(tmp_path):
     best, last = training.lines.one('Student: ').split(', last ')
     assert best == 'Student: best 0.50 bbox_mAP, 9.00 speed (iteration 3)'
     assert last == 'no result: the evaluator gave no number (iteration 5)'
+
+
+AT_FIRST = [{'mIoU': 60.0, 'MAPE': 4.0}, {'mIoU': 70.0, 'MAPE': 5.0}]
+LATER = [{'mIoU': 65.0, 'MAPE': 4.5}, {'mIoU': 60.0, 'MAPE': 6.0}]
+MOST, LEAST = dict(save_best='mIoU', rule='greater'), dict(save_best='MAPE', rule='less')
+BOTH = dict(save_best=['mIoU', 'MAPE'], rule=['greater', 'less'])
+
+
+@pytest.mark.parametrize(('before', 'after', 'ours', 'best', 'said'), [
+    (MOST, LEAST, True, ['best_MAPE_epoch_3.pth', 'best_mIoU_epoch_2.pth'], 'by mIoU (the most of it)'),
+    (MOST, LEAST, False, ['best_MAPE_epoch_3.pth', 'best_mIoU_epoch_2.pth'], 'by mIoU, and stays'),
+    (MOST, dict(MOST, rule='less'), True, ['best_mIoU_epoch_2.pth', 'best_mIoU_epoch_4.pth'], 'by mIoU (the most of'),
+    (MOST, dict(save_best='auto', rule='greater'), True, ['best_mIoU_epoch_2.pth'], None),
+    (MOST, MOST, False, ['best_mIoU_epoch_2.pth'], None),
+    (BOTH, BOTH, True, ['best_MAPE_epoch_1.pth', 'best_mIoU_epoch_2.pth'], None),
+    (BOTH, dict(BOTH, rule='less'), True,
+     ['best_MAPE_epoch_1.pth', 'best_mIoU_epoch_2.pth', 'best_mIoU_epoch_4.pth'], 'by mIoU (the most of it)'),
+])
+def test_a_resumed_training_with_another_metric_begins_anew(tmp_path, before, after, ours, best, said):
+    Validations(tmp_path, AT_FIRST, **before).train()
+    file = tmp_path / 'epoch_2.pth'
+    if not ours:  # as mmengine alone writes it
+        checkpoint = read_checkpoint(file)
+        known = checkpoint['message_hub']['runtime_info']
+        for key in [key for key in known if key.startswith('best_by')]:
+            del known[key]
+        torch.save(checkpoint, file)
+    again = Validations(tmp_path, LATER, resume=str(file), **after).train()
+    assert again.best == best
+    assert [said in line for line in again.warnings('The best checkpoint so far')] == [True] * bool(said)
+
+
+def test_a_resumed_schedule_follows_what_the_config_names(tmp_path):
+    schedule = [dict(type='ReduceOnPlateauLR', monitor='mIoU', rule='greater', patience=0, factor=0.1, end=9)]
+    Validations(tmp_path, AT_FIRST, schedule=schedule).train()
+    schedule = [dict(schedule[0], monitor='MAPE', rule='less')]
+    again = Validations(tmp_path, [{'MAPE': 3.0, 'mIoU': 1.0}], schedule=schedule, resume=str(tmp_path / 'epoch_2.pth'))
+    again.train()
+    line, = again.warnings('The ReduceOnPlateauLR has followed mIoU (the most of it); from here on it follows MAPE')
+    schedule, = again.run.param_schedulers
+    assert (schedule.monitor, schedule.best, schedule.num_bad_epochs) == ('MAPE', 3.0, 0)
