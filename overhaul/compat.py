@@ -323,12 +323,13 @@ def prepare_launcher(cfg: Config) -> None:
 
     Raises:
         ValueError: If no launcher has started this process; if it is one of more processes than the machine has GPUs;
-            if ``sync_bn`` is asked for without GPUs.
+            if ``sync_bn`` is asked for without GPUs; if gradients are accumulated in a static graph.
     """
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none':
         return
     _check_launched(launcher)
+    _check_static_graph(cfg)
     on_gpus = torch.cuda.is_available()
     if on_gpus:
         _check_local_rank(launcher)
@@ -346,6 +347,15 @@ def prepare_launcher(cfg: Config) -> None:
         default = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
         settings = default | settings | ({} if on_gpus else dict(device_ids=None))
     cfg.model_wrapper_cfg = settings
+
+
+def _check_static_graph(cfg: Config) -> None:
+    accumulates = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1) > 1
+    if accumulates and (cfg.get('model_wrapper_cfg') or {}).get('static_graph'):
+        raise ValueError(
+            "static_graph=True in the model_wrapper_cfg does not go with the optim_wrapper's accumulative_counts: DDP "
+            'takes the first step as the pattern of all, and steps that only accumulate are different. Set one of the '
+            'two back.')
 
 
 def _check_launched(launcher: str) -> None:

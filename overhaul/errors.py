@@ -27,10 +27,10 @@ _SYMPTOMS = [
      'The GPU met an index out of range, most often a label that the model has no class for. To see which one, train '
      'on the CPU: CUDA_VISIBLE_DEVICES= before the command.'),
     (r'(CUDA|HIP)( error:)? out of memory|_STATUS_ALLOC_FAILED|DefaultCPUAllocator: can.t allocate memory',
-     'There is not enough memory for a step. Take a smaller train_dataloader.batch_size, or a smaller '
-     'val_dataloader.batch_size if it was in a validation; --amp, which halves the maps; and none of --compile, '
-     'float16 and model.at_once=False, which keep more of them. On a GPU, nvidia-smi tells whether another process '
-     'takes the room.'),
+     'There is not enough memory for a batch. Take a smaller batch_size of the train_dataloader, or of the '
+     'val_dataloader or test_dataloader if it was in a validation or a test; --amp, which halves the maps; and none of '
+     '--compile, float16 and model.at_once=False, which keep more of them. On a GPU, nvidia-smi tells whether another '
+     'process takes the room.'),
     (r'Please run "(pip install [^"]+)"', r'The config asks for something whose package is not installed. \1'),
     (r"No such file or directory: '(.+?)'",
      r'There is no "\1". If data is meant, put it there, or name its place in the config, most often as data_root.'),

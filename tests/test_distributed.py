@@ -460,6 +460,13 @@ def test_settings_of_ddp_are_the_same_on_all_devices(monkeypatch, given, expecte
     assert cfg.model_wrapper_cfg == dict(dict(type='MMDistributedDataParallel'), **expected)
 
 
+def test_gradients_accumulated_in_a_static_graph_are_refused(monkeypatch):
+    monkeypatch.setenv('RANK', '0')
+    cfg = dict(launcher='pytorch', model_wrapper_cfg=dict(static_graph=True), optim_wrapper=dict(accumulative_counts=2))
+    with pytest.raises(ValueError, match='static_graph=True .* does not go with .* accumulative_counts'):
+        compat.prepare_launcher(Config(cfg))
+
+
 @pytest.mark.parametrize('launcher, script', [('pytorch', 'dist_train.sh'), ('slurm', 'slurm_train.sh')])
 def test_launcher_that_did_not_launch(monkeypatch, launcher, script):
     for name in ('RANK', 'SLURM_PROCID'):

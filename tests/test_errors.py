@@ -65,12 +65,12 @@ def test_a_backend_without_its_package(monkeypatch, tmp_path):
     RuntimeError('CUDA error: out of memory'),
     RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`')])
 def test_a_gpu_that_is_full(error):
-    with pytest.raises(SystemExit, match=r'^error: There is not enough memory for a step\.'), one_paragraph_errors():
+    with pytest.raises(SystemExit, match=r'^error: There is not enough memory for a batch\.'), one_paragraph_errors():
         raise error
 
 
 def test_a_machine_that_is_full():
-    with pytest.raises(SystemExit, match=r'^error: There is not enough memory for a step\.'), one_paragraph_errors():
+    with pytest.raises(SystemExit, match=r'^error: There is not enough memory for a batch\.'), one_paragraph_errors():
         torch.empty(2**60)
 
 
