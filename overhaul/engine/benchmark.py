@@ -26,6 +26,7 @@ from overhaul.engine import dry_run, malloc, modes
 from overhaul.files.parts import student_only, teacher_only, whole_model
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.registry import MODELS
+from overhaul.tasks import student_of
 
 FLOOR, STUDENT = 'floor', 'student'
 MODES = ('eager', 'channels_last', 'bfloat16', 'bfloat16+channels_last', 'compile', 'compile+bfloat16+channels_last')
@@ -140,7 +141,7 @@ def build_step(cfg: Config, variant: str, batch_size: int, device: str) -> Calla
         modes.turn_on(cfg, parts(variant))
     model = _build(cfg.model, device)
     if not annotated:
-        dry_run.leave_out_task_loss(getattr(model, 'student', model))
+        dry_run.leave_out_task_loss(student_of(model))
     if variant != STUDENT:
         _decide(model)
     if 'channels_last' in variant:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from overhaul.engine.runner import bare_model
 from overhaul.files.parts import model_of, plain_model, task_name, without_downloads
 from overhaul.registry import DATASETS, HOOKS, build, is_type, type_name
-from overhaul.tasks import name_task, task_of
+from overhaul.tasks import name_task, student_of, task_of
 
 _STEPS = 2
 # Transforms that are given (H, W), unlike the others, which are given (W, H).
@@ -134,7 +134,7 @@ class DryRunHook(Hook):
         self._annotated = runner.train_dataloader.dataset.annotated
         if not self._annotated:
             model = bare_model(runner)
-            leave_out_task_loss(getattr(model, 'student', model))
+            leave_out_task_loss(student_of(model))
             runner._val_loop = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:

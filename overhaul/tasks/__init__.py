@@ -11,8 +11,8 @@ from overhaul.tasks.classification import Classification
 from overhaul.tasks.detection import Detection
 from overhaul.tasks.results import Quote
 from overhaul.tasks.segmentation import Segmentation
-from overhaul.tasks.task import Graph, Task, classes_of, name_task, task_of, tell_what_is_left_out
+from overhaul.tasks.task import Graph, Task, classes_of, name_task, student_of, task_of, tell_what_is_left_out
 
 __all__ = [
-    'Classification', 'Detection', 'Graph', 'Quote', 'Segmentation', 'Task', 'classes_of', 'name_task', 'task_of',
-    'tell_what_is_left_out']
+    'Classification', 'Detection', 'Graph', 'Quote', 'Segmentation', 'Task', 'classes_of', 'name_task', 'student_of',
+    'task_of', 'tell_what_is_left_out']

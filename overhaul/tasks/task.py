@@ -157,6 +157,11 @@ class Task:
         return []
 
 
+def student_of(model: nn.Module) -> nn.Module:
+    """Return the student of a distiller, and any other model itself, which may have a part of that name too."""
+    return model.student if hasattr(model, 'student_taps') else model
+
+
 def task_of(model: nn.Module) -> Task:
     """Return the task of ``model``, or of its student: the one that it was given by name, else the one that takes it.
 
@@ -165,7 +170,7 @@ def task_of(model: nn.Module) -> Task:
     Raises:
         ValueError: If no task has the name that is given, see :func:`name_task`; names the nearest.
     """
-    model = getattr(model, 'student', model)
+    model = student_of(model)
     name, tasks = getattr(model, '_overhaul_task', None), _registered()
     if name is None:
         return _recognised(model)(model)

@@ -21,7 +21,7 @@ from overhaul.files.export import export_student
 from overhaul.files.onnx_graph import OnnxGraph
 from overhaul.files.parts import task_name
 from overhaul.registry import MODELS, TASKS
-from overhaul.tasks import Classification, Segmentation, Task, classes_of, task_of
+from overhaul.tasks import Classification, Segmentation, Task, classes_of, student_of, task_of
 from overhaul.tasks.results import deciding, headline
 
 PAGE = (Path(__file__).parents[2] / 'docs/tasks.md').read_text()
@@ -149,6 +149,15 @@ def test_a_teacher_of_the_kind_of_the_student_is_judged_by_its_data(kind):
 
 SEVERAL = with_head(type='MultiLabelLinearClsHead', num_classes=CLASSES)
 TIMM = dict(_scope_='mmpretrain', type='TimmClassifier', model_name='resnet10t')
+
+
+def test_a_model_with_a_student_of_its_own_is_no_distiller():
+    """As those of mmdet that learn from images without labels."""
+    model, inner = build_model(wide_resnet()), build_model(segmentor())
+    model.student, model.teacher = inner, inner
+    assert task_of(model).model is student_of(model) is model
+    distiller = build_distiller(teacher_checkpoint=None)
+    assert task_of(distiller).model is student_of(distiller) is distiller.student
 
 
 @pytest.mark.parametrize(('teacher', 'student', 'reason'), [
