@@ -18,7 +18,7 @@ from overhaul.errors import one_paragraph_errors
 from overhaul.files.checkpoints import latest_checkpoint
 from overhaul.files.parts import student_only
 from overhaul.files.settings import Overrides, config_name, read_config
-from overhaul.files.weights import Source, check_resumable
+from overhaul.files.weights import check_resumable, resumed_file
 
 
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -66,7 +66,7 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
     resume = arguments.resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto'))
     found = latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
     cfg.resume = bool(found)
-    cfg.load_from = Source.of(found, 'load_from').file if found else cfg.get('load_from') or start
+    cfg.load_from = resumed_file(found) if found else cfg.get('load_from') or start
     return cfg
 
 

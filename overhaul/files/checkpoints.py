@@ -112,12 +112,16 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
 def weights_in(checkpoint: object) -> dict[str, dict[str, torch.Tensor]]:
     """Return the sets of weights in what :func:`read_checkpoint` reads, by their key; ``''`` is the top of the file.
 
-    The first is the one that is meant where nothing else is said: that of ``state_dict``, of ``model``, of the top.
+    The first is the one that is meant where nothing else is said: that of ``state_dict``, of ``model``, of the top. Of
+    what lies a level deeper both keys are named, as in ``'model.state_dict'``.
     """
     if not isinstance(checkpoint, dict):
         return {}
-    top = {key: value for key, value in checkpoint.items() if not isinstance(value, dict)}
-    sets = {'': top} | {key: value for key, value in checkpoint.items() if isinstance(value, dict)}
+    dicts = {key: value for key, value in checkpoint.items() if isinstance(value, dict)}
+    top = {key: value for key, value in checkpoint.items() if key not in dicts}
+    sets = {'': top, **dicts} | {
+        f'{key}.{inner}': value for key, values in dicts.items() for inner, value in values.items()
+        if isinstance(value, dict)}
     ordered = {key: sets.pop(key) for key in PLAIN_KEYS if key in sets} | sets
     return {
         str(key): {str(name): value for name, value in weights.items()} for key, weights in ordered.items()

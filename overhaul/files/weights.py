@@ -15,6 +15,7 @@ from overhaul.files.adapted import adapted
 from overhaul.files.checkpoints import PLAIN_KEYS, classes_in, examples, read_checkpoint, weights_in
 from overhaul.files.names import Fit, fits, misfit, rivals
 from overhaul.registry import nearest
+from overhaul.tasks import student_of
 
 _ANOTHER = (
     'Give the model in the config the architecture, depth, width and number of classes of the file, or name the file '
@@ -48,20 +49,20 @@ class Source(NamedTuple):
         Raises:
             ValueError: If it is neither.
         """
-        keys = cls._fields[:3]
+        keys, what = cls._fields[:3], argument or 'The checkpoint'
         if isinstance(source, str | Path) and source != '':
             return cls(str(source), argument=argument)
         if not isinstance(source, dict):
             raise ValueError(
-                f'{argument} is a file, a URL or None, not {source!r}; dict(file=..., key=..., prefix=...) tells which '
+                f'{what} is a file, a URL or None, not {source!r}; dict(file=..., key=..., prefix=...) tells which '
                 'weights of a file are meant.')
         for key, value in source.items():
             if key not in keys:
-                raise ValueError(f'{argument} has an unknown key "{key}". Nearest: {nearest(key, keys)}.')
+                raise ValueError(f'{what} has an unknown key "{key}". Nearest: {nearest(key, keys)}.')
             if value is not None and not isinstance(value, str):
-                raise ValueError(f'{argument} has {key}={value!r}, where a text is expected.')
+                raise ValueError(f'{what} has {key}={value!r}, where a text is expected.')
         if not source.get('file'):
-            raise ValueError(f'{argument} names no file. Give it one, as in dict(file="path.pth", key="state_dict").')
+            raise ValueError(f'{what} names no file. Give it one, as in dict(file="path.pth", key="state_dict").')
         return cls(**source, argument=argument)
 
 
@@ -195,7 +196,7 @@ def load_weights(model: nn.Module, source: str | dict) -> None:
         ValueError: If file and model do not fit; names what is missing, unexpected or of another shape. If several sets
             of weights fit equally well. Or if a weight is NaN or infinite. The model is then as it was.
     """
-    model = getattr(model, 'student', model)
+    model = student_of(model)
     file = WeightsFile(Source.of(source))
     fit = file.fit(model)
     if not fit.has_all:
@@ -244,9 +245,10 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
         FileNotFoundError, ValueError: As :func:`load_weights`.
     """
     file = WeightsFile(Source.of(source, argument))
-    student = getattr(model, 'student', model)
-    part, beginning = ('student', 'student.') if student is not model else (type(model).__name__, '')
-    whole = student is not model and file.fits_whole(model)
+    student = student_of(model)
+    distills = student is not model
+    part, beginning = ('student', 'student.') if distills else (type(model).__name__, '')
+    whole = distills and file.fits_whole(model)
     if whole:
         student, part, beginning = model, 'student and the connectors', ''
     fit = file.fit(student)
@@ -254,7 +256,7 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
         fit.taken = {
             name: value for name, value in fit.taken.items() if name.startswith(('student.', 'connectors.'))}
     if not fit.has_backbone:
-        fits_teacher = hasattr(model, 'teacher') and file.fits_whole(model.teacher)
+        fits_teacher = distills and file.fits_whole(model.teacher)
         raise file.refusal(student, fit, 'It fits the teacher: name it as teacher_checkpoint.' * fits_teacher)
     file.check_finite(fit)
     file.tell(student, fit, part)
@@ -277,13 +279,28 @@ def load_distiller(model: nn.Module, source: str) -> None:
     model.load_state_dict({**current, **weights})
 
 
-def check_resumable(model: nn.Module, source: str) -> None:
+def resumed_file(source: str | dict) -> str:
+    """Return the file of a training that ``source``, what ``load_from`` says, is to be resumed from.
+
+    Raises:
+        ValueError: If it names a part of a file, or as :meth:`Source.of`.
+    """
+    file, key, prefix, _ = Source.of(source, 'load_from')
+    if key is not None or prefix is not None:
+        raise ValueError(
+            f'load_from names a part of "{file}", and a training is resumed from all that its file holds. Name the '
+            'file alone to go on, or set resume=False to start anew from that part.')
+    return file
+
+
+def check_resumable(model: nn.Module, source: str | dict) -> None:
     """Refuse a checkpoint that a training of ``model`` cannot be resumed from; mmengine would load what fits of it.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`read_checkpoint`.
+        FileNotFoundError, ValueError: As :func:`read_checkpoint` and :func:`resumed_file`.
         ValueError: If the file has no state of a training, or one of another model.
     """
+    source = resumed_file(source)
     checkpoint = read_checkpoint(source)
     if not {'meta', 'message_hub', 'optimizer'} <= checkpoint.keys():
         raise ValueError(

@@ -15,7 +15,7 @@ from mmpretrain.structures import DataSample
 from overhaul.files import weights
 from overhaul.files.checkpoints import read_checkpoint
 from overhaul.files.names import fits, to_model_keys
-from overhaul.files.weights import load_teacher, load_weights, starting_weights
+from overhaul.files.weights import check_resumable, load_teacher, load_weights, resumed_file, starting_weights
 from overhaul.registry import MODELS
 
 KEYS = Path(__file__).parents[1] / 'data' / 'checkpoint_keys'
@@ -397,6 +397,42 @@ def test_a_source_that_is_none_is_told(tmp_path, state, source, message):
         source = dict(source, file=file)
     with pytest.raises(ValueError, match=message):
         load_teacher(MODELS.build(small()), source)
+
+
+@pytest.mark.parametrize('inner', ['state_dict', 'weights'])
+def test_weights_a_level_deeper(tmp_path, lines, state, inner):
+    momentum = dict(optimizer=dict(state={0: dict(momentum_buffer=torch.zeros(3))}, param_groups=[]))
+    file = save(tmp_path, dict(model={inner: state}, average={inner: others(state)}, epoch=3, **momentum))
+    model = MODELS.build(small())
+    with pytest.raises(ValueError, match=rf"key='model\.{inner}'\), or .+key='average\.{inner}'"):
+        load_teacher(model, file)
+    load_teacher(model, dict(file=file, key=f'average.{inner}'))
+    assert same(model.state_dict(), others(state))
+    load_weights(model, save(tmp_path, dict(model={inner: state}, **momentum)))
+    assert same(model.state_dict(), state) and f'from "model.{inner}"' in lines[-1]
+
+
+@pytest.mark.parametrize('source', ['', dict(file='')])
+def test_no_file_at_all_is_told(source):
+    with pytest.raises(ValueError, match="^The checkpoint (is a file, a URL or None, not ''|names no file)"):
+        load_weights(MODELS.build(small()), source)
+
+
+def test_a_training_is_not_resumed_from_a_part_of_a_file(tmp_path, state):
+    file = save(tmp_path, dict(state_dict=state))
+    assert resumed_file(file) == resumed_file(dict(file=file)) == file
+    with pytest.raises(ValueError, match='load_from names a part of .+ Name the file alone'):
+        check_resumable(MODELS.build(small()), dict(file=file, key='state_dict'))
+    with pytest.raises(ValueError, match='holds weights and not the state of a training'):
+        check_resumable(MODELS.build(small()), dict(file=file))
+
+
+def test_the_fits_of_a_file_are_found_once(tmp_path, monkeypatch, state):
+    calls = []
+    monkeypatch.setattr(weights, 'fits', lambda sets, model, prefix: calls.append(model) or fits(sets, model, prefix))
+    model = MODELS.build(small())
+    load_weights(model, save(tmp_path, state))
+    assert calls == [model]
 
 
 def test_a_safetensors_file(tmp_path, state, monkeypatch):
