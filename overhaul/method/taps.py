@@ -359,7 +359,7 @@ def blank_pass(
         trunk = type(model.get_submodule(task_of(model).trunk)).__name__
         raise ValueError(
             f'The model with the {trunk} failed on one image {tuple(image.shape[1:])} of the dry run: '
-            f'{error or type(error).__name__}. {_advice(str(error), image)}') from error
+            f'{str(error).rstrip(".") or type(error).__name__}. {_advice(str(error), image)}') from error
     finally:
         for hook in hooks:
             hook.remove()

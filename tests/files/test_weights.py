@@ -581,7 +581,7 @@ def test_what_a_training_cannot_start_from(tmp_path, state, content):
     assert '\n' not in str(error.value)
 
 
-def test_a_file_of_hugging_face(tmp_path, monkeypatch):
+def test_a_file_of_hugging_face_with_a_stand_in_for_its_network(tmp_path, monkeypatch):
     """With a network that answers as those of transformers do, which need not be installed."""
     class Network(torch.nn.Module):
         def __init__(self):
