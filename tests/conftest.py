@@ -6,8 +6,17 @@ import os
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+import gc
+
 import pytest
 from mmengine.registry import DefaultScope
+
+
+@pytest.fixture(scope='session', autouse=True)
+def modules_are_no_garbage():
+    """Spare the collection of garbage, which mmengine calls for each dataset, all that was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
