@@ -341,6 +341,7 @@ def prepare_launcher(cfg: Config) -> None:
         if launcher == 'slurm':
             _slurm_environment()
         torch.distributed.init_process_group('gloo')
+        cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})  # as the log says
     settings = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {})}
     wrapper = MODEL_WRAPPERS.get(settings['type'])
     if wrapper is not None and issubclass(wrapper, DistributedDataParallel):

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
-from mmengine.runner import Runner
 from torch import nn
 
 from overhaul import compat
 from overhaul.datasets import voc_submission
 from overhaul.engine.runner import bare_model
+from overhaul.engine.terminal import TerminalRunner
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.parts import build_plain, student_only, task_name, teacher_only
 from overhaul.files.settings import Overrides, config_name, read_config
@@ -91,7 +91,7 @@ def test(arguments: argparse.Namespace) -> None:
             voc_submission.prepare(cfg, arguments.voc_submission)
         cfg.custom_hooks = []
         compat.prepare_launcher(cfg)
-        runner = Runner.from_cfg(cfg)
+        runner = TerminalRunner.from_cfg(cfg)
         model = bare_model(runner).module if arguments.tta else bare_model(runner)
         name_task(model, task, student)
         if arguments.teacher:

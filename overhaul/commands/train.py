@@ -6,6 +6,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import is_cuda_available
@@ -14,6 +15,7 @@ from mmengine.runner import Runner
 from overhaul import compat
 from overhaul.engine import dry_run, exact_resume, followed, malloc, modes, same_start, starting_weights
 from overhaul.engine.runner import bare_model
+from overhaul.engine.terminal import TerminalRunner
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.checkpoints import latest_checkpoint
 from overhaul.files.parts import student_only
@@ -39,6 +41,8 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
         '--amp', action='store_true', help='compute in bfloat16 where that does no harm, on a GPU or CPU')
     parser.add_argument('--channels-last', action='store_true', help='keep features and convolutions channels last')
     parser.add_argument('--compile', action='store_true', help='compile the losses; the first step takes minutes')
+    parser.add_argument(
+        '--verbose', action='store_true', help='show the environment, the config and the order of the hooks too')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument(
         '--cfg-options', nargs='+', action=Overrides, metavar='KEY=VALUE',
@@ -96,7 +100,10 @@ def train(arguments: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             if arguments.dry_run:
                 cfg.work_dir = scratch
-            runner = Runner.from_cfg(cfg)
+            runner = (Runner if arguments.verbose else TerminalRunner).from_cfg(cfg)
+            if not arguments.dry_run:
+                log = Path(runner.log_dir, f'{runner.timestamp}.log')
+                runner.logger.info(f'All that is said here, the environment and the config are in {log}')
             compat.save_names_that_load(bare_model(runner))
             check_start(runner, cfg)
             if arguments.resume and not cfg.resume:
