@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import mmengine
@@ -15,8 +16,9 @@ import torch
 from golden import parameter_count
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from tiny_data import write_cifar100, write_imagenet, write_voc
+from tiny_data import write_cifar100, write_imagenet, write_voc, write_voc_boxes
 
 from overhaul import CIFAR100
 from overhaul.engine import dry_run
@@ -25,7 +27,10 @@ from overhaul.files.settings import read_config
 from overhaul.registry import MODELS, build
 
 REPOSITORY = Path(__file__).parents[1]
-CONFIGS = {path.stem: path for path in sorted((REPOSITORY / 'configs').glob('*.py'))}
+PATHS = {path.stem: path for path in sorted((REPOSITORY / 'configs').glob('*.py'))}
+# Those of detection need mmdet: their tests are the last of this file.
+DETECTION = {name: path for name, path in PATHS.items() if name.startswith(('voc_ssd300', 'coco_retinanet'))}
+CONFIGS = {name: path for name, path in PATHS.items() if name not in DETECTION}
 
 # <data>_<teacher>_<student>, then what is special about it.
 NAME = re.compile(
@@ -335,3 +340,50 @@ def check_checkpoint(runner, data, work_dir):
     weights = {name.removeprefix('student.') for name in weights if not name.startswith(('connectors.', 'margins.'))}
     assert weights == set(getattr(runner.model, 'student', runner.model).state_dict())
     assert len(list(work_dir.glob('best_mIoU_*.pth'))) == (data == 'voc')
+
+
+DETECTORS = dict(r50='ResNet', vgg16='SSDVGG', r18='ResNet', mobilenet='MobileNetV1')
+
+
+@pytest.mark.skipif(find_spec('mmdet') is None, reason='mmdet is not installed: pip install "overhaul[detection]"')
+@pytest.mark.parametrize('name', DETECTION)
+def test_a_detector_is_that_of_the_name_and_learns_on_random_images(name, tmp_path, monkeypatch):
+    detector, *networks = name.split('_')[1:]
+    cfg = read_config(PATHS[name], dict(log_level='WARNING', work_dir=str(tmp_path)))
+    assert f' configs/{name}.py' in PATHS[name].read_text()
+    cfg.train_dataloader.batch_size = BATCH
+    if detector == 'retinanet':
+        cfg.model.input_size = (64, 64)
+    monkeypatch.chdir(tmp_path)  # where there is no data and no teacher
+    dry_run.prepare(cfg)
+    runner = Runner.from_cfg(cfg)
+    models = [runner.model.teacher, runner.model.student] if networks[1:] else [runner.model]
+    for model, network in zip(models, networks, strict=True):
+        assert type(model.bbox_head).__name__ == ('SSDHead' if detector == 'ssd300' else 'RetinaHead')
+        assert model.bbox_head.num_classes == (20 if detector == 'ssd300' else 80)
+        assert type(model.backbone).__name__ == DETECTORS[network]
+        assert getattr(model.backbone, 'depth', None) in (None, int(re.sub(r'[a-z]+', '', network) or 0))
+    if networks[1:]:
+        assert [tap.size for tap in runner.model.teacher_taps] == [tap.size for tap in runner.model.student_taps]
+        assert runner.model.tap_weights == [1 / 8, 1 / 4, 1 / 2, 1]
+    runner.train()
+    assert runner.iter == 2 and math.isfinite(runner.message_hub.get_scalar('train/loss').current())
+
+
+@pytest.mark.skipif(find_spec('mmdet') is None, reason='mmdet is not installed: pip install "overhaul[detection]"')
+def test_boxes_of_pascal_voc_come_to_the_detector_as_they_are_in_the_files(tmp_path):
+    write_voc_boxes(tmp_path, trainval=3, test=2)
+    cfg = read_config(PATHS['voc_ssd300_r50'])
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update(num_workers=0, persistent_workers=False, batch_size=2)
+        for part in components(loader.dataset):
+            if 'data_root' in part:
+                part.data_root = str(tmp_path)
+    init_default_scope('mmdet')
+    train, val = (Runner.build_dataloader(loader, seed=0) for loader in (cfg.train_dataloader, cfg.val_dataloader))
+    assert len(train.dataset) == 6 and len(val.dataset) == 2  # of both years, and of 2007
+    batch = next(iter(train))
+    assert batch['inputs'].shape == (2, 3, 300, 300)
+    (sample, *_) = next(iter(val))['data_samples']
+    assert sample.ori_shape == (64, 96) and sample.gt_instances.labels.tolist() == [0, 1]
+    assert (sample.gt_instances.bboxes.tensor[:, 2] <= 96).all()  # not resized with the image
