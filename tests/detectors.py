@@ -263,7 +263,7 @@ Pairs of mmdet 3.3.0 on a few images in COCO's format, of random weights and two
 least size that the detector takes. Without names of backbones it is ResNet-50 to ResNet-18. Made by
 `python tests/detectors.py`, with mmcv-lite and the operators of torchvision, versions as in `constraints.txt`.
 
-*taps*: how many `taps='auto'` with `tap_neck=True` finds, four of them in the backbones. *resumes*: whether two
+*taps*: how many `taps='auto'` with `tap_neck=True` finds in backbones and necks together. *resumes*: whether two
 iterations end with the same weights, bit by bit, as one, a new start with `--resume`, and another one. *test*: the
 result that comes out, which means nothing after two iterations. *loads*: whether `mmdet.apis.init_detector` loads the
 exported student where this package is not installed, and it gives the same features bit by bit. *ONNX*: how far what
