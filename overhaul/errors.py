@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmengine import dist
 
-from overhaul.registry import explain
+from overhaul.registry import explain, how_to_install
 
 _PACKAGE = Path(__file__).parent
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -54,7 +54,9 @@ def one_paragraph_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = (_refusal(error), _no_room(error), _lost_process(error), _symptom(error), explain(error, 'config'))
+        told = (
+            _refusal(error), _no_room(error), _lost_process(error), _no_package(error), _symptom(error),
+            explain(error, 'config'))
         message = next(filter(None, told), None)
         if message is None:
             raise
@@ -76,6 +78,13 @@ def _refusal(error: BaseException | None) -> str | None:
 
 def _is_ours(file: str) -> bool:
     return _PACKAGE in Path(file).parents
+
+
+def _no_package(error: Exception) -> str | None:
+    """Return how a package is installed that detection needs, and no other task."""
+    missing = re.search("No module named '(mmdet|pycocotools)", str(error))
+    return missing and (f'The config asks for something that needs {missing[1]}, which is not installed here: '
+                        f'{how_to_install(missing[1])}')
 
 
 def _symptom(error: Exception) -> str | None:

@@ -1,6 +1,7 @@
 """Registries of scope ``overhaul``: every component is usable from any OpenMMLab config as ``overhaul.X``."""
 
 import difflib
+import importlib.util
 import inspect
 import re
 import textwrap
@@ -11,8 +12,9 @@ from types import FrameType
 
 from mmengine import registry as mmengine_registry
 from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.dataset import BaseDataset
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import Registry, build_from_cfg
+from mmengine.registry import DefaultScope, Registry, build_from_cfg
 from mmengine.runner import Runner
 from mmengine.utils import get_object_from_string
 from torch import nn
@@ -27,6 +29,8 @@ compat.apply()
 _BUILDERS = (build_from_cfg.__code__, Runner.build_dataloader.__code__)
 # mmengine's own registries, whose children are those of the packages.
 _ROOTS = [value for value in vars(mmengine_registry).values() if isinstance(value, Registry)]
+# What is brought by which extra of this package.
+_EXTRAS = {'detection': ('mmdet', 'pycocotools')}
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -106,6 +110,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return ', '.join(difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:20])
 
 
+def how_to_install(package: str) -> str:
+    """Say which extra of this package brings another ``package``, for an error message; nothing where none does."""
+    return next((f'pip install "overhaul[{extra}]" brings {" and ".join(packages)}, without a compiler.'
+                 for extra, packages in _EXTRAS.items() if package in packages), '')
+
+
 def build(cfg: dict, what: str, scope: str | None = None, **arguments: object) -> nn.Module:
     """Build the model component ``cfg``, with errors made for the person who wrote the config.
 
@@ -138,8 +148,8 @@ def explain(error: Exception, what: str, given: Collection[str] = ()) -> str | N
         given: Arguments that do not come from the config, and are no advice.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return _explain_build(error, what, frames, given) or _explain_optimizer(what, frames) or _explain_values(
-        error, what, frames)
+    return (_explain_build(error, what, frames, given) or _explain_optimizer(what, frames)
+            or _explain_data(error, frames) or _explain_values(error, what, frames))
 
 
 def _explain_build(error: Exception, what: str, frames: list[FrameType], given: Collection[str]) -> str | None:
@@ -152,6 +162,10 @@ def _explain_build(error: Exception, what: str, frames: list[FrameType], given: 
         if not raised_there:
             return None
         if 'obj_type' in part:
+            package = _package_of(part['obj_type'])
+            if how_to_install(package) and importlib.util.find_spec(package) is None:
+                return (f'The {what} asks for the type "{part["obj_type"]}" of {package}, which is not installed here: '
+                        f'{how_to_install(package)}')
             return (f'The {what} asks for the type "{part["obj_type"]}", which no package has registered. '
                     f'{_nearest_types(part["obj_type"], part["registry"])}'
                     'A type of another package is written with its scope, as in "mmpretrain.ResNet".')
@@ -165,6 +179,27 @@ def _explain_build(error: Exception, what: str, frames: list[FrameType], given: 
     if missing and raised_there:
         return f'The {what} gives {part["obj_cls"].__name__} no {missing[1]}, which it cannot do without.'
     return None
+
+
+def _package_of(asked: str) -> str:
+    """Return the package in which a type is looked up, by its name or by the default scope."""
+    scope = DefaultScope.get_current_instance()
+    return asked.partition('.')[0] if '.' in asked else scope.scope_name if scope else 'mmengine'
+
+
+def _explain_data(error: Exception, frames: list[FrameType]) -> str | None:
+    """Name the file that a dataset cannot read, or of which it keeps nothing."""
+    owners = [frame.f_locals.get('self') for frame in frames if frame.f_code.co_name == 'full_init']
+    datasets = [owner for owner in owners if isinstance(owner, BaseDataset) and owner.ann_file]
+    if not datasets:
+        return None
+    kind, file = type(datasets[-1]).__name__, datasets[-1].ann_file
+    if 'need at least one array to concatenate' in str(error):
+        return (f'The {kind} has no image: "{file}" names none, or its filter_cfg keeps none of them, as where no '
+                'image has a box of one of the classes. Correct the file, or the classes in the metainfo.')
+    return (f'The {kind} cannot read its annotations, "{file}": {type(error).__name__}, '
+            f'{textwrap.shorten(str(error), 200).rstrip(".!")}. It has not the format that a {kind} takes, or is not '
+            'whole. Name the file that is meant as ann_file, or take the dataset that reads this format.')
 
 
 def _explain_optimizer(what: str, frames: list[FrameType]) -> str | None:

@@ -88,3 +88,17 @@ def test_an_error_after_a_refusal_is_not_taken_for_it():
             refuse()
         except FileNotFoundError:
             raise FileNotFoundError('another file')  # noqa: B904
+
+
+@pytest.mark.parametrize('missing', ['mmdet', 'pycocotools', 'pycocotools.mask'])
+def test_what_detection_needs_and_is_not_installed_is_told(missing):
+    with pytest.raises(SystemExit) as exit_, one_paragraph_errors():
+        raise ModuleNotFoundError(f"No module named '{missing}'")
+    assert exit_.value.code.startswith('error: The config asks for something that needs ')
+    assert 'which is not installed here: pip install "overhaul[detection]" brings mmdet' in exit_.value.code
+
+
+def test_a_config_of_a_package_that_is_not_installed_is_told(tmp_path):
+    (tmp_path / 'config.py').write_text("_base_ = 'mmpose::body_2d_keypoint/any.py'")
+    with pytest.raises(ValueError, match='its _base_ is of mmpose, which is not installed here. Correct'):
+        read_config(tmp_path / 'config.py')

@@ -12,7 +12,7 @@ from mmpretrain.engine import EMAHook
 from torch import nn
 
 import overhaul
-from overhaul import ConvBNConnector
+from overhaul import ConvBNConnector, registry
 from overhaul.registry import MODELS, build, is_type, nearest, short_name, type_name
 
 
@@ -167,3 +167,10 @@ def test_a_type_is_known_by_its_package_too(asked, expected):
 def test_a_registry_finds_the_class_under_its_name(asked):
     registries = [value for value in vars(mmengine.registry).values() if isinstance(value, mmengine.registry.Registry)]
     assert any(each.get(type_name(dict(type=asked))) is asked for each in registries)
+
+
+def test_a_type_of_a_package_that_an_extra_brings_is_told_with_it(monkeypatch):
+    monkeypatch.setitem(registry._EXTRAS, 'poses', ('mmpose', ))
+    with pytest.raises(ValueError, match='type "mmpose.Estimator" of mmpose, which is not installed here: pip install '
+                                         '"overhaul.poses." brings mmpose'):
+        build(dict(type='mmpose.Estimator'), 'student')

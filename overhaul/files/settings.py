@@ -18,7 +18,7 @@ from mmengine.hub import get_config
 from mmengine.runner import Runner
 
 from overhaul import own_configs
-from overhaul.registry import nearest, type_name
+from overhaul.registry import how_to_install, nearest, type_name
 
 # What the runner reads of a config beside what the config has to say, and an override may therefore bring in.
 _ABSENT_PARTS = {
@@ -165,8 +165,8 @@ def _check_packaged(path: str) -> None:
     folder = Path(spec.origin).parent / '.mim/configs' if spec and spec.has_location else None
     if folder is None or not folder.is_dir():
         raise FileNotFoundError(
-            f'There is no config "{path}": no package "{package}" with configs is installed here. Take mmpretrain::, '
-            'mmseg:: or overhaul::, or the path of a file.')
+            f'There is no config "{path}": no package "{package}" with configs is installed here. '
+            f'{how_to_install(package) or "Take mmpretrain::, mmseg:: or overhaul::, or the path of a file."}')
     if not (folder / name).is_file():
         known = [file.relative_to(folder).as_posix() for file in folder.rglob('*.py')]
         raise FileNotFoundError(f'{package} has no config "{name}". Nearest: {nearest(name, known)}.')
@@ -189,6 +189,9 @@ def _nearest_beside(path: str) -> str:
 def _fault(error: Exception) -> str:
     if isinstance(error, SyntaxError) and error.text:
         return f'{error.msg} in line {error.lineno}, "{error.text.strip()}", of it or of a config in its _base_'
+    absent = re.match(r'(\w+) is not installed', str(error)) if isinstance(error, ModuleNotFoundError) else None
+    if absent:
+        return f'its _base_ is of {absent[1]}, which is not installed here. {how_to_install(absent[1])}'.rstrip('. ')
     missing = re.search(r'["\'](.+\.py)["\']', str(error)) if isinstance(error, FileNotFoundError) else None
     hint = f'. {_nearest_beside(missing[1])}' if missing else ''
     # The frames of a config have this name.

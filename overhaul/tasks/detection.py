@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from mmengine.fileio import get_local_path
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from mmdet.structures import DetDataSample
 
 _LEAST_SCORE = 0.3  # of a box that is drawn
+_LOOKED_AT = 1000  # images whose boxes are looked at before a training
 
 
 @TASKS.register_module(name='detection')
@@ -87,6 +91,17 @@ class Detection(Task):
         if self._last('num_stuff_classes'):
             sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, *size, dtype=torch.long))
         return sample
+
+    def cannot_learn_from(self, dataset: object) -> str | None:
+        """Return why not, also of data without a box, with one outside its image, or of other classes than theirs.
+
+        mmdet would train on them, without a word and with boxes or labels left out or moved.
+        """
+        for part in _parts(dataset):
+            reason = _other_categories(part) or _boxes_apart(part)
+            if reason is not None:
+                return f'The training data "{getattr(part, "ann_file", "")}" are not what they should be: {reason}'
+        return super().cannot_learn_from(dataset)
 
     def cannot_judge(self, dataset: object, student: Task) -> str | None:
         """Return why not, for a detector that gives no masks where the student does, too."""
@@ -163,6 +178,42 @@ class _Heads(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(level for output in self.model(images, mode='tensor') for level in output)
+
+
+def _parts(dataset: object) -> list[object]:
+    """Return the datasets that others around them repeat, join or mix."""
+    inside = getattr(dataset, 'datasets', None) or [part for part in [getattr(dataset, 'dataset', None)] if part]
+    return [part for each in inside for part in _parts(each)] if inside else [dataset]
+
+
+def _other_categories(dataset: object) -> str | None:
+    """Say which classes of the metainfo a file in COCO's format does not have; mmdet would move the labels behind."""
+    found, classes = getattr(dataset, 'cat_ids', None), dataset.metainfo['classes']
+    if found is None or len(found) == len(classes):
+        return None
+    with get_local_path(dataset.ann_file, backend_args=dataset.backend_args) as file:
+        names = [category['name'] for category in json.loads(Path(file).read_text())['categories']]
+    missing = [name for name in classes if name not in names]
+    return (f'their metainfo has classes that the file has not, as "{missing[0]}", {len(missing)} of {len(classes)}. '
+            f'Those of it are {", ".join(names[:20])}. Name these as the classes in the metainfo, and as many in '
+            'the head as num_classes.')
+
+
+def _boxes_apart(dataset: object) -> str | None:
+    """Say that there is no box, or which one is outside its image, of up to a thousand images."""
+    if not hasattr(dataset, 'get_data_info') or not len(dataset):
+        return None
+    for index in range(0, len(dataset), -(-len(dataset) // _LOOKED_AT)):
+        image = dataset.get_data_info(index)
+        for left, top, right, bottom in (instance['bbox'] for instance in image.get('instances', ())):
+            if not (min(right, image['width']) > max(left, 0) and min(bottom, image['height']) > max(top, 0)):
+                return (f'the box {left:g}, {top:g}, {right:g}, {bottom:g} of "{image["img_path"]}", of '
+                        f'{image["width"]}x{image["height"]} pixels, has no part of the image in it. A box is left, '
+                        'top, right and bottom in pixels, in a file of COCO left, top, width and height.')
+    if not any(dataset.get_data_info(index).get('instances') for index in range(len(dataset))):
+        return ('not one of their images has a box of one of the classes. Correct the classes in the metainfo, or the '
+                'boxes, of which mmdet leaves out those outside of their image.')
+    return None
 
 
 def _drawn(sample: DetDataSample, truth: bool) -> InstanceData | None:

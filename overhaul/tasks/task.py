@@ -112,6 +112,14 @@ class Task:
         """
         return None
 
+    def cannot_learn_from(self, dataset: object) -> str | None:
+        """Return why the model cannot be trained on ``dataset``, and what to do; None if it can."""
+        own, given = self.num_classes, classes_of(dataset)
+        if own and own < given:
+            return (f'The {type(self.model).__name__} has num_classes={own}, and the training data have {given} '
+                    'classes: there would be labels that it does not know. Give its head as many.')
+        return None
+
     def cannot_judge(self, dataset: object, student: Task) -> str | None:
         """Return why the model, a teacher, cannot be validated on the ``dataset`` of ``student``, None if it can."""
         if type(self) is not type(student):

@@ -1,13 +1,18 @@
 """Detection: detectors of mmdet, a few thousand weights each, on tiny data in the formats of COCO and Pascal VOC."""
 
 import copy
+import json
 import re
+import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from small_models import build_model, resnet, segmentor
 from tiny_data import write_coco, write_voc_boxes
@@ -15,6 +20,7 @@ from tiny_data import write_coco, write_voc_boxes
 from overhaul.commands import export, plot, taps, test, train
 from overhaul.engine import benchmark
 from overhaul.engine.dry_run import RandomImages
+from overhaul.errors import one_paragraph_errors
 from overhaul.files.onnx_graph import OnnxGraph
 from overhaul.files.settings import read_config
 from overhaul.method.stages import auto_taps, find_levels
@@ -160,6 +166,84 @@ def coco(tmp_path_factory):
     return folder
 
 
+ANNOTATIONS = 'annotations/instances_train2017.json'
+XML = 'VOC2012/Annotations/trainval_000000.xml'
+
+
+def edited(change):
+    """What makes another text of an annotation file in COCO's format."""
+    def edit(text):
+        content = json.loads(text)
+        change(content)
+        return json.dumps(content)
+    return edit
+
+
+def set_boxes(*box):
+    return edited(lambda content: [annotation.update(bbox=box) for annotation in content['annotations']])
+
+
+def rename(**names):
+    return edited(lambda content: [
+        category.update(name=names.get(category['name'], category['name'])) for category in content['categories']])
+
+
+@pytest.mark.parametrize(('edit', 'expected'), [
+    (None, r'There is no ".+train2017.json". If data is meant, put it there'),
+    (lambda _: '', r'CocoDataset cannot read its annotations, ".+train2017.json": JSONDecodeError'),
+    (lambda _: '<annotation/>', 'CocoDataset cannot read .+ has not the format that a CocoDataset takes'),
+    (lambda _: '[]', 'AssertionError, annotation file format <class .list.> not supported. It'),
+    (edited(lambda content: content.pop('categories')), "KeyError, 'categories'. It has not the format"),
+    (edited(lambda content: content.update(images=[], annotations=[])), 'CocoDataset has no image: .+ names none'),
+    (set_boxes(1, 2, 3), r'ValueError, not enough values to unpack \(expected 4, got 3\)'),
+    (set_boxes('a', 'b', 'c', 'd'), 'TypeError, .<. not supported'),
+    (set_boxes(500, 500, 20, 20), 'not one of their images has a box .+ leaves out those outside of their image'),
+    (edited(lambda content: content.pop('annotations')), 'not one of their images has a box'),
+    (rename(person='zebra'), 'classes that the file has not, as "person", 1 of 2. Those of it are zebra, bicycle'),
+])
+def test_annotations_that_are_none_are_told_in_one_paragraph(edit, expected, coco, tmp_path):
+    cfg = distillation(retinanet(), retinanet(), SIZE, tmp_path)
+    shutil.copytree(coco, tmp_path, dirs_exist_ok=True)
+    if edit is None:
+        (tmp_path / ANNOTATIONS).unlink()
+    else:
+        (tmp_path / ANNOTATIONS).write_text(edit((tmp_path / ANNOTATIONS).read_text()))
+    assert re.search(expected, refusal(cfg))
+
+
+@pytest.mark.parametrize(('edit', 'expected'), [
+    (lambda text: '{}', r'VOCDataset cannot read .+: ParseError, not well-formed'),
+    (lambda text: re.sub(r'<xmin>\d+', '<xmin>500', re.sub(r'<xmax>\d+', '<xmax>520', text)),
+     r'the box 499, \d+, 519, \d+ of ".+trainval_000000.jpg", of 96x64 pixels, has no part of the image in it')])
+def test_the_same_of_pascal_voc(edit, expected, tmp_path):
+    write_voc_boxes(tmp_path)
+    (tmp_path / XML).write_text(edit((tmp_path / XML).read_text()))
+    cfg = of_pascal_voc(distillation(retinanet(), retinanet(), SIZE, 'nowhere'), tmp_path)
+    assert re.search(expected, refusal(cfg))
+
+
+def refusal(cfg):
+    """What is said of the training data of a config before a training."""
+    init_default_scope('mmdet')
+    with pytest.raises(SystemExit) as exit_, one_paragraph_errors():
+        loader = cfg.train_dataloader
+        loader.dataset = dict(type='RepeatDataset', times=2, dataset=loader.dataset)
+        dataset = Runner.build_dataloader(loader).dataset
+        sys.exit(task_of(build_model(ConfigDict(retinanet()))).cannot_learn_from(dataset))
+    assert '\n' not in exit_.value.code
+    return exit_.value.code
+
+
+def of_pascal_voc(cfg, root):
+    """The config with data in the format of Pascal VOC."""
+    for loader, year, split in ((cfg.train_dataloader, 'VOC2012', 'trainval'), (cfg.val_dataloader, 'VOC2007', 'test')):
+        loader.dataset.update(
+            type='VOCDataset', data_root=str(root), ann_file=f'{year}/ImageSets/Main/{split}.txt',
+            data_prefix=dict(sub_data_root=f'{year}/'), metainfo=dict(classes=('aeroplane', 'bicycle')))
+    cfg.val_evaluator = dict(type='VOCMetric', metric='mAP', eval_mode='11points')
+    return cfg
+
+
 @pytest.fixture(scope='module')
 def config(coco, tmp_path_factory):
     """The config of a RetinaNet that learns from one twice as wide, also from its neck."""
@@ -230,12 +314,7 @@ def test_a_step_can_be_measured(config, variant):
 
 def test_data_of_pascal_voc_are_learned_from_and_tested_on(tmp_path):
     write_voc_boxes(tmp_path / 'voc')
-    cfg = distillation(retinanet(16), ssd(), SIZE, 'nowhere')
-    for loader, year, split in ((cfg.train_dataloader, 'VOC2012', 'trainval'), (cfg.val_dataloader, 'VOC2007', 'test')):
-        loader.dataset.update(
-            type='VOCDataset', data_root=f'{tmp_path}/voc', ann_file=f'{year}/ImageSets/Main/{split}.txt',
-            data_prefix=dict(sub_data_root=f'{year}/'), metainfo=dict(classes=('aeroplane', 'bicycle')))
-    cfg.val_evaluator = dict(type='VOCMetric', metric='mAP', eval_mode='11points')
+    cfg = of_pascal_voc(distillation(retinanet(16), ssd(), SIZE, 'nowhere'), tmp_path / 'voc')
     cfg.dump(tmp_path / 'config.py')
     told = run(train, tmp_path / 'config.py', '--work-dir', tmp_path / 'work')
     assert re.search(r'Student: best \d+\.\d+ % mAP \(iteration 2\)', told)

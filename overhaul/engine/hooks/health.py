@@ -46,7 +46,7 @@ class HealthHook(Hook):
 
     Raises:
         ValueError: If the training is to be stopped, with the losses, the parameters or the tap that is to blame. If
-            the data have more classes than the model, which a GPU would not survive.
+            the model cannot learn from the data, as where they have more classes, which a GPU would not survive.
     """
 
     priority = 80  # after the summary, before CheckpointHook
@@ -65,7 +65,9 @@ class HealthHook(Hook):
         if not isinstance(runner._train_loop, BaseLoop):  # only the config of one: this is a test
             return
         model = bare_model(runner)
-        check_classes(model, runner.train_dataloader.dataset)
+        reason = task_of(model).cannot_learn_from(runner.train_dataloader.dataset)
+        if reason is not None:
+            raise ValueError(reason)
         self._watch = _Watch(model) if isinstance(model, OverhaulDistiller) else None
 
     def before_train(self, runner: Runner) -> None:
@@ -151,16 +153,6 @@ class HealthHook(Hook):
             yield (f'The distillation loss is {strength.distillation_loss:.3g}, {strength.loss_ratio:.3g} times the '
                    'task loss, and will drown it. Lower the loss_weight of the distill_loss, or let '
                    "loss_weight='auto' set it.")
-
-
-def check_classes(model: nn.Module, dataset: object) -> None:
-    """Refuse a ``dataset`` of more classes than ``model``, or its student, tells apart."""
-    task = task_of(model)
-    own, given = task.num_classes, classes_of(dataset)
-    if own and own < given:
-        raise ValueError(
-            f'The {type(task.model).__name__} has num_classes={own}, and the training data have {given} classes: there '
-            'would be labels that it does not know. Give its head as many.')
 
 
 class _Watch:
