@@ -18,8 +18,9 @@ import pytest
 import torch
 from PIL import Image
 from small_models import build_model
-from tiny_data import write_imagenet
+from tiny_data import write_coco, write_imagenet
 
+from overhaul.engine.dry_run import without_downloads
 from overhaul.files.parts import model_of
 
 ROOT = Path(__file__).parents[1]
@@ -41,12 +42,17 @@ QUICK = {
         'default_hooks.checkpoint.interval=2', 'train_dataloader.dataset.pipeline.2.scale=(128,64)',
         'train_dataloader.dataset.pipeline.3.crop_size=(64,128)', 'val_dataloader.dataset.pipeline.1.scale=(128,64)',
         'model.student.data_preprocessor.size=(64,128)', 'model.student.pretrained=None'],
+    'retinanet_r50_r18.py': [
+        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
+        'val_dataloader.persistent_workers=False', 'train_cfg.max_epochs=1',
+        'train_dataloader.dataset.pipeline.2.scale=(128,64)', 'val_dataloader.dataset.pipeline.1.scale=(128,64)',
+        'model.student.backbone.init_cfg=None'],
     DIGITS: [*TWO_ITERATIONS, 'val_dataloader.dataset.indices=20'],
     SCENES: [*TWO_ITERATIONS, 'val_dataloader.dataset.length=4'],
 }
 QUICK_DRY_RUN = ['train_dataloader.batch_size=2', 'model.input_size=(64,64)']
-LAST_CHECKPOINT = {'epoch_100.pth': 'epoch_1.pth', 'iter_80000.pth': 'iter_2.pth', 'iter_600.pth': 'iter_2.pth',
-                   'iter_200.pth': 'iter_2.pth'}
+LAST_CHECKPOINT = {'epoch_100.pth': 'epoch_1.pth', 'epoch_12.pth': 'epoch_1.pth', 'iter_80000.pth': 'iter_2.pth',
+                   'iter_600.pth': 'iter_2.pth', 'iter_200.pth': 'iter_2.pth'}
 
 numbers = count()
 
@@ -66,7 +72,9 @@ def write_cityscapes(root):
 def write_teacher(config, folder):
     """Write random weights where the download of the page's teacher would be."""
     text = ''.join(re.findall(r"'([^']*)'", re.search(r'teacher_checkpoint=\((.*?)\)', config, re.DOTALL)[1]))
-    teacher = build_model(model_of(re.search(r"teacher='(.*?)'", config)[1]) | dict(pretrained=None))
+    teacher = model_of(re.search(r"teacher='(.*?)'", config)[1])
+    without_downloads(teacher)
+    teacher = build_model(teacher)
     torch.save(dict(meta={}, state_dict=teacher.state_dict()), folder / Path(text).name)
 
 
@@ -95,12 +103,15 @@ def shape_of(text):
     return re.sub(r'\s+', ' ', re.sub(r'\d+(\.\d+)?(e[-+]?\d+)?', '#', text))
 
 
-@pytest.mark.parametrize('section', ['A classifier of mmpretrain', 'A segmentor of mmseg'])
+@pytest.mark.parametrize('section', ['A classifier of mmpretrain', 'A segmentor of mmseg', 'A detector of mmdet'])
 def test_the_walk_through_can_be_walked(section, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'hub/checkpoints').mkdir(parents=True)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    if 'mmseg' in section:
+    if 'mmdet' in section:
+        names = pytest.importorskip('mmdet.datasets').CocoDataset.METAINFO['classes']
+        write_coco(tmp_path / 'data/coco', classes=names)
+    elif 'mmseg' in section:
         write_cityscapes(tmp_path / 'data/cityscapes')
     else:
         write_imagenet(tmp_path / 'data/imagenet', train=8, val=4)

@@ -76,7 +76,7 @@ def write_coco(root, train=4, val=2, classes=('person', 'bicycle'), size=(96, 64
         for index in range(count):
             images.append(dict(id=index, file_name=f'{index:012d}.jpg', width=size[0], height=size[1]))
             for label, (left, top, right, bottom) in enumerate(_write_boxes(
-                    root / f'{split}2017/{index:012d}.jpg', len(classes), size, random)):
+                    root / f'{split}2017/{index:012d}.jpg', 2, size, random)):
                 annotations.append(dict(
                     id=len(annotations) + 1, image_id=index, category_id=label + 1, iscrowd=0,
                     bbox=[left, top, right - left, bottom - top], area=(right - left) * (bottom - top),
