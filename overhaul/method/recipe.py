@@ -44,24 +44,44 @@ def _build(kind: type, cfg: dict, registry: Registry, **arguments: object) -> Ca
         if not isinstance(bare, kind):
             return build_from_cfg(cfg, registry, **arguments)(model)
         if 'custom_keys' in paramwise:
-            paramwise = {**paramwise, 'custom_keys': _as_keys_of_student(paramwise['custom_keys'], bare.student)}
+            paramwise = {**paramwise, 'custom_keys': _as_keys_of_student(paramwise, bare)}
         return build_from_cfg({**cfg, 'paramwise_cfg': paramwise or None}, registry, **arguments)(as_student(bare))
 
     return construct
 
 
-def _as_keys_of_student(keys: Mapping[str, dict], student: nn.Module) -> dict[str, dict]:
-    """Put in place of the ``custom_keys`` that begin with ``student.`` the whole names of the parameters they mean.
+def _as_keys_of_student(paramwise: Mapping[str, object], distiller: nn.Module) -> dict[str, dict]:
+    """Return ``custom_keys`` where those that begin with ``student.`` are whole names of the parameters they mean.
 
-    Without their beginning they would mean others too: ``student.neck`` is no ``decode_head.bottleneck``.
+    Without their beginning they would mean others too: ``student.neck`` is no ``decode_head.bottleneck``. A parameter
+    whose name holds such a whole name gets a key of its own, with what it would get without.
+
+    Raises:
+        ValueError: If no key can say that, since what it would get depends on more than ``custom_keys``.
     """
-    names = [name for name, _ in student.named_parameters()]
+    keys = paramwise['custom_keys']
+    names = [name for name, _ in distiller.student.named_parameters()]
     of_distiller = [
         key for key in keys if f'{key}.'.startswith('student.') and not any(key in name for name in names)]
     own = {key: options for key, options in keys.items() if key not in of_distiller}
-    for name in names if of_distiller else ():
-        # As in mmengine, the longest key that a name holds decides.
-        decides = next((key for key in sorted(sorted(keys), key=len, reverse=True) if key in f'student.{name}'), None)
-        if decides in of_distiller:
-            own[name] = keys[decides]
+    if not of_distiller:
+        return own
+
+    def decides(name: str) -> str | None:
+        # As in mmengine, the longest key that a name holds.
+        return next((key for key in sorted(sorted(keys), key=len, reverse=True) if key in name), None)
+
+    deciding = {name: decides(f'student.{name}') for name in names}
+    meant = [name for name, key in deciding.items() if key in of_distiller]
+    own |= {name: keys[deciding[name]] for name in meant}
+    for other, _ in as_student(distiller).named_parameters():
+        within = [name for name in meant if name in other and other not in meant]
+        if within:
+            key = deciding.get(other) or decides(other)
+            if key is None and paramwise.keys() - {'custom_keys', 'bypass_duplicate'}:
+                raise ValueError(
+                    f'paramwise_cfg.custom_keys has "{deciding[within[0]]}", which means {within[0]}. mmengine looks '
+                    f'for that name within others, and would find it in {other} too. Give that one a key of its own, '
+                    f'as "{other.rpartition(".")[0]}": dict(lr_mult=1).')
+            own[other] = keys.get(key, {})
     return own
