@@ -142,6 +142,8 @@ def _followers(cfg: Config) -> Iterator[tuple[dict, str]]:
 def _followers_in(part: object) -> Iterator[tuple[dict, str]]:
     if isinstance(part, dict):
         name = type_name(part) or ''
+        if 'ReduceOnPlateau' in name:
+            part.setdefault('monitor', 'loss')  # as mmengine does
         follows = 'save_best' if part.get('save_best') else 'monitor'
         if part.get(follows) and (follows == 'save_best' or re.search('EarlyStopping|ReduceOnPlateau', name)):
             yield part, follows

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from overhaul.registry import TASKS
 
-# Words of a metric's name that tell. Where it has some of both, the last one may be that of an error.
+# Words that tell where a metric's name ends in one, which an accuracy_drop does not.
 _LESS = {
     'loss', 'error', 'err', 'mae', 'mse', 'rmse', 'mape', 'rmsle', 'silog', 'log10', 'epe', 'nme', 'mpjpe',
     'fid', 'nll', 'ece', 'perplexity', 'ppl', 'wer', 'cer'}
@@ -19,6 +19,10 @@ _GREATER = {
     'acc', 'accuracy', 'top', 'top1', 'top5', 'aacc', 'macc', 'ap', 'map', 'ar', 'auc', 'auroc', 'recall', 'mrecall',
     'precision', 'mprecision', 'f1', 'fscore', 'mfscore', 'iou', 'miou', 'dice', 'mdice', 'psnr', 'ssim', 'pck', 'pckh',
     'pq', 'kappa', 'r2', 'bleu', 'cider', 'rouge', 'meteor'}
+# What may come behind: the part of the data, or of the result, that the number is of.
+_PARTS = {'score', 'seg', 'val', 'test', 'train', 's', 'm', 'l', 'mean', 'macro', 'micro', 'avg', 'classwise', 'iter'}
+# With one of these a name says something else than its last word.
+_TURNS = {'neg', 'negative', 'minus', 'inverse', 'non', 'no', 'at', 'to', 'rank', 'fpr', 'fnr', 'without'}
 # Metrics of depth whose names are no words: shares of pixels, and relative errors.
 _OF_DEPTH = {'d1': False, 'd2': False, 'd3': False, 'abs_rel': True, 'sq_rel': True}
 
@@ -140,13 +144,19 @@ def less_is_better(metric: str, task: Quotes | None = None) -> bool | None:
     known = _known(metric, {name: quote for name, quote in quotes.items() if quote.less_is_better is not None})
     if known is not None:
         return quotes[known].less_is_better
-    if metric in _OF_DEPTH:
-        return _OF_DEPTH[metric]
-    *_, last = words = re.split(r'[^a-z0-9]+', metric.lower())
-    words = {*words, *(word.rstrip('0123456789') for word in words)}  # of AP50, or Bleu4
+    known = _known(metric, _OF_DEPTH)
+    if known is not None:
+        return _OF_DEPTH[known]
+    words = re.findall(r'[a-z]+\d*', metric.lower())
+    while words and words[-1].rstrip('0123456789') in _PARTS:
+        words.pop()
+    if not words or metric.startswith('1') or _TURNS & {*words}:
+        return None
+    last = {words[-1], words[-1].rstrip('0123456789')}  # of AP50, or Bleu4
+    words = {*words, *(word.rstrip('0123456789') for word in words)}
     if words & _LESS and words & _GREATER:
-        return True if last in ('error', 'err', 'loss') else None
-    return True if words & _LESS else False if words & _GREATER else None
+        return True if metric.lower().endswith(('error', 'err', 'loss')) else None
+    return True if last & _LESS else False if last & _GREATER else None
 
 
 def _of_task(metrics: Mapping[str, object], rules: Mapping[str, str], task: Quotes | None) -> list[Result]:

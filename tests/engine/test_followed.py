@@ -103,8 +103,8 @@ class Validations:
             val_dataloader=loader([batch()]), val_cfg=dict(), val_evaluator=Given(results),
             train_cfg=dict(by_epoch=True, max_epochs=len(results) + 2 * bool(resume), val_interval=1),
             default_hooks=dict(sampler_seed=None, checkpoint=checkpoint),
-            cfg=ConfigDict(default_hooks=dict(checkpoint=checkpoint)), resume=bool(resume), load_from=resume,
-            experiment_name=f'{folder} {resume}')
+            cfg=ConfigDict(default_hooks=dict(checkpoint=checkpoint), param_scheduler=schedule or []),
+            resume=bool(resume), load_from=resume, experiment_name=f'{folder} {resume}')
         followed.prepare(self.run)
         self.folder, self.lines = folder, Lines(self.run)
 
@@ -159,6 +159,13 @@ def test_a_schedule_passes_over_a_metric_that_is_not_given(tmp_path, monitor, ra
     training = Validations(tmp_path, [{'mIoU': value} for value in (3.0, 2.0, 1.0, 0.5)], schedule=schedule).train()
     assert training.run.optim_wrapper.get_lr()['lr'] == pytest.approx([rate])
     assert len(training.run.param_schedulers) == 1
+
+
+def test_a_schedule_without_a_monitor_follows_the_loss_and_tells_that_none_is_given(tmp_path):
+    training = Validations(
+        tmp_path, [{'mIoU': 1.0}], schedule=[dict(type='ReduceOnPlateauLR', patience=0, factor=0.1)]).train()
+    (line, ) = training.warnings('The ReduceOnPlateauLR')
+    assert "has monitor='loss', and this validation gave no such metric" in line
 
 
 def test_it_is_told_before_the_first_step_where_the_teacher_was_validated(tmp_path):
