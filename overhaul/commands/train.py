@@ -18,9 +18,10 @@ from overhaul.engine.runner import bare_model
 from overhaul.engine.terminal import TerminalRunner
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.checkpoints import latest_checkpoint
-from overhaul.files.parts import student_only
+from overhaul.files.parts import student_only, task_name
 from overhaul.files.settings import Overrides, config_name, read_config
 from overhaul.files.weights import check_resumable, resumed_file
+from overhaul.tasks import name_task, student_of
 
 
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -61,7 +62,7 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
         dry_run.prepare(cfg)
     start = None
     if arguments.student_only:
-        start = cfg.model.get('student_checkpoint')
+        start, cfg.task = cfg.model.get('student_checkpoint'), task_name(cfg)
         cfg.model = student_only(cfg)
         name += '_student_only'
     asked_for = {'bfloat16': arguments.amp, 'channels_last': arguments.channels_last, 'compile': arguments.compile}
@@ -105,6 +106,7 @@ def train(arguments: argparse.Namespace) -> None:
                 log = Path(runner.log_dir, f'{runner.timestamp}.log')
                 runner.logger.info(f'All that is said here, the environment and the config are in {log}')
             compat.save_names_that_load(bare_model(runner))
+            name_task(student_of(bare_model(runner)), task_name(cfg))
             check_start(runner, cfg)
             if arguments.resume and not cfg.resume:
                 runner.logger.info(f'No checkpoint to resume in {cfg.work_dir}: the training begins anew.')

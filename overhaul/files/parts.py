@@ -47,8 +47,8 @@ def build_plain(cfg: Config) -> nn.Module:
 
 
 def task_name(cfg: Config) -> str | None:
-    """Return the task that the config of a distillation names; a plain model's argument ``task`` is its own."""
-    return cfg.model.get('task') if 'student' in cfg.model else None
+    """Return the task that ``cfg`` names: the model of a distillation does, and beside a plain model the config."""
+    return cfg.model.get('task') if 'student' in cfg.model else cfg.get('task')
 
 
 def with_preprocessor(model: dict, data_preprocessor: dict | None) -> dict:

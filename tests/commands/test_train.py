@@ -4,7 +4,9 @@ import pytest
 import torch
 from test_tools import CONFIG
 
-from overhaul.commands.train import parse_arguments, prepare_config
+from overhaul.commands.train import main, parse_arguments, prepare_config
+from overhaul.files.parts import build_plain, task_name
+from overhaul.tasks import Task, task_of
 
 
 def start(folder, *words, options=()):
@@ -26,6 +28,15 @@ def start(folder, *words, options=()):
 ])
 def test_what_it_starts_from(words, options, expected, tmp_path):
     assert start(tmp_path, *words, options=options) == expected
+
+
+def test_the_student_alone_is_of_the_task_that_the_distillation_names(tmp_path):
+    command_line = [str(CONFIG), '--student-only', '--cfg-options', 'model.task=any']
+    cfg = prepare_config(parse_arguments(command_line))
+    assert task_name(cfg) == 'any' and type(task_of(build_plain(cfg))) is Task
+    with pytest.raises(SystemExit, match=r'model\.task="clasification" is no task .* Nearest: classification'):
+        main([*command_line[:-1], 'model.task=clasification', '--work-dir', str(tmp_path), '--cfg-options',
+              'model.task=clasification', f'experiment_name={tmp_path}', 'train_cfg.max_iters=1'])
 
 
 def test_a_checkpoint_that_is_there_comes_before_any_start(tmp_path):
