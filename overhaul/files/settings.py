@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 import re
+import sys
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -89,6 +90,8 @@ def _located(path: str) -> str:
 
 
 def _read(path: str) -> Config:
+    if '::' not in path and (folder := str(Path(path).resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # so that custom_imports finds a module beside the config
     try:
         cfg = get_config(path) if '::' in path else Config.fromfile(path)
         _name_types(cfg)

@@ -1,4 +1,5 @@
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,10 @@ def test_a_config_of_a_package_that_names_no_scope_has_that_of_the_package(name,
 def test_a_config_that_comes_with_a_package():
     model = model_of('mmpretrain::resnet/resnet18_8xb32_in1k.py')
     assert model['_scope_'] == 'mmpretrain' and model['backbone']['depth'] == 18
+
+
+def test_a_module_beside_a_config_is_imported_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'path', sys.path[:])
+    (tmp_path / 'beside_the_config.py').write_text('NUMBER = 3\n')
+    config = written(tmp_path, f"_base_ = {DIGITS!r}\ncustom_imports = dict(imports=['beside_the_config'])\n")
+    assert read_config(config) and sys.modules['beside_the_config'].NUMBER == 3
