@@ -13,8 +13,8 @@ from overhaul import __version__
 COMMANDS = {
     'train': 'train a distillation, its student alone, or a plain model',
     'test': 'test the student of a config, or its teacher',
-    'taps': 'list where features can be tapped, and pair a teacher with a student',
-    'export': 'write a student for plain mmpretrain or mmseg, or as an ONNX graph',
+    'taps': 'list where features can be tapped, and pair two networks',
+    'export': 'write a student for its own package, or as an ONNX graph',
     'compare': 'train a student alone and distilled, over several seeds',
     'plot': 'draw how trainings went, and what their features are like',
     'benchmark': 'measure what a distillation costs per training step',
@@ -25,7 +25,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     """Run the command that the first word names, and give it the other words."""
     parser = argparse.ArgumentParser(
         prog='overhaul', formatter_class=argparse.RawDescriptionHelpFormatter, usage='overhaul COMMAND ...',
-        description='Feature distillation for OpenMMLab: a small student learns the features of a big teacher.',
+        description='Feature distillation: a small student learns the features of a big teacher.',
         epilog='\n'.join([
             'commands:', *(f'  {name:11}{help}' for name, help in COMMANDS.items()), '',
             'To see it work, with nothing to download:', '  overhaul train overhaul::digits_wrn16_2_wrn10_1.py',

@@ -1,5 +1,6 @@
 """The command `overhaul`, which tools/ has in a clone."""
 
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -7,7 +8,6 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from setuptools._distutils.core import run_setup
 
 from overhaul import cli
 
@@ -48,9 +48,11 @@ def test_what_is_wrong_is_said_by_the_command_it_is_meant_for(words, said, capsy
 
 
 def test_what_is_installed_is_that_command(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    declared = run_setup('setup.py', stop_after='init').entry_points['console_scripts']
-    entry_points = [EntryPoint(*map(str.strip, line.split('=')), 'console_scripts') for line in declared]
+    declared = {}
+    monkeypatch.setattr('setuptools.setup', lambda **given: declared.update(given))
+    runpy.run_path(str(ROOT / 'setup.py'))
+    lines = declared['entry_points']['console_scripts']
+    entry_points = [EntryPoint(*map(str.strip, line.split('=')), 'console_scripts') for line in lines]
     assert {entry_point.name: entry_point.load() for entry_point in entry_points} == {'overhaul': cli.main}
 
 

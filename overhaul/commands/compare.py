@@ -259,7 +259,9 @@ def main(command_line: Sequence[str] | None = None) -> None:
                 'The runs have no result in common, since their evaluator gave other numbers in some, or none. See '
                 'their logs in the work directory.')
     for unit in units:
-        print(f'{axes[unit]}, of {arguments.seeds} seeds: mean ± 95 % interval of the mean (least to most)')
+        seeds = '1 seed: 2 give an interval' if arguments.seeds == 1 else (
+            f'{arguments.seeds} seeds: mean ± 95 % interval of the mean (least to most)')
+        print(f'{axes[unit]}, of {seeds}')
         print(table({run: values[unit] for run, values in results.items()}, list(variants), arguments.sides))
     if arguments.csv:
         with arguments.csv.open('w', newline='') as file:

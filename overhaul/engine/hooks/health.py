@@ -196,9 +196,9 @@ def doubts_of_taps(model: OverhaulDistiller, watch: _Watch) -> Iterator[str]:
     """Say which taps of ``model`` carry nothing, or nothing of what the method needs."""
     taps = {'teacher': model.teacher_taps.taps, 'student': model.student_taps.taps}
     # As mmpretrain's ResNets do: a block then gives what it got, which is behind a ReLU, until it has learnt.
-    begins_at_zero = any(
+    begin_at_zero = [side for side in taps if any(
         isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.any()
-        for module in model.student.modules())
+        for module in getattr(model, side).modules())]
     for (side, index), extent in watch.extents.items():
         least, greatest = extent.tolist()
         name = f'The {side} tap "{taps[side][index].path}"'
@@ -206,7 +206,7 @@ def doubts_of_taps(model: OverhaulDistiller, watch: _Watch) -> Iterator[str]:
             yield f'{name} has values that are not finite ({least:g} to {greatest:g}). Look at the weights before it.'
         elif least == greatest:
             yield f'{name} is {least:g} everywhere, and carries nothing. Tap another module.'
-        elif least >= 0 and not (side == 'student' and begins_at_zero):
+        elif least >= 0 and side not in begin_at_zero:
             yield (f'{name} has no negative value ({least:g} to {greatest:g}): it seems to be behind a ReLU, and the '
                    "method needs what enters it. Tap that, with ':input' after the path of the ReLU.")
     for tap, margin in zip(model.teacher_taps.taps, model.margins):
