@@ -26,6 +26,7 @@ _PUBLIC = {name: module for module, names in {
     'datasets.in_memory': ['InMemory'],
     'datasets.pascal_voc': ['PascalVOC'],
     'datasets.transforms': ['EvaluateAtInputSize'],
+    'datasets.unlabelled': ['BlankMask', 'ForgetLabels', 'ImageFolder', 'WithUnlabelled'],
     'datasets.batch_augmentation': ['CropFlipPreprocessor'],
     'datasets.voc_submission': ['VOCSubmission'],
     'engine.dry_run': ['DryRunHook', 'RandomImages'],

@@ -36,7 +36,8 @@ class RecordHook(Hook):
 
     def __init__(self, folder, step):
         self.path, self.step = Path(folder, f'{dist.get_rank()}.pth'), step
-        self.record = dict(pid=os.getpid(), world_size=dist.get_world_size(), port=os.environ['MASTER_PORT'], rates=[])
+        self.record = dict(pid=os.getpid(), world_size=dist.get_world_size(), port=os.environ['MASTER_PORT'], rates=[],
+                           unlabelled=[])
 
     def before_train(self, runner):
         self.record.update(
@@ -46,6 +47,9 @@ class RecordHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         groups = runner.optim_wrapper.optimizer.param_groups
         names = {id(parameter): name for name, parameter in runner.model.module.named_parameters()}
+        self.record['unlabelled'].append(torch.stack([
+            image for image, sample in zip(data_batch['inputs'], data_batch['data_samples'])
+            if 'gt_label' not in sample]))
         self.record['rates'].append({names[id(group['params'][0])]: group['lr'] for group in groups})
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):

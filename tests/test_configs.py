@@ -34,7 +34,7 @@ CONFIGS = {name: path for name, path in PATHS.items() if name not in DETECTION}
 
 # <data>_<teacher>_<student>, then what is special about it.
 NAME = re.compile(
-    r'(?P<data>[a-z]+\d*)_(?P<teacher>[a-z]+\d+(_\d)?)(_(?P<student>[a-z]+\d*(_\d)?))?(_(?P<special>mmseg))?')
+    r'(?P<data>[a-z]+\d*)_(?P<teacher>[a-z]+\d+(_\d)?)(_(?P<student>[a-z]+\d*(_\d)?))?(_(?P<special>mmseg|unlabelled))?')
 NETWORKS = {
     'cifar100': dict(
         wrn28_4='wrn28_4', wrn28_2='wrn28_2', wrn16_4='wrn16_4', wrn16_2='wrn16_2', r56='cifar_resnet56',
@@ -287,7 +287,7 @@ def check_networks(name, model):
     for network, model in zip(networks, models):
         head = model.decode_head if data in SEGMENTATION else model.head
         assert head.num_classes == CLASSES[data]
-        if special:
+        if special == 'mmseg':
             assert type(model.backbone).__name__ == 'ResNetV1c' and model.backbone.depth == int(network[1:])
         elif network == 'wrn10_1':
             assert count(model) == WRN10_1

@@ -35,7 +35,7 @@ _base_ = [{str(CONFIG)!r}]
 custom_imports = dict(imports=['recording'])
 custom_hooks = [dict(type='RecordStatisticsHook'), dict(type='RecordHook', folder='.', step={STEPS})]
 # Half the images in each of two processes; a warm-up and a rate of their own for the connectors.
-train_dataloader = dict(batch_size=50)
+train_dataloader = dict(batch_size=50, unlabelled=dict(dataset=dict(type='overhaul.Digits'), per_image=1))
 optim_wrapper = dict(optimizer=dict(lr=0.01), paramwise_cfg=dict(custom_keys=dict(connectors=dict(lr_mult=10))))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=4),
@@ -163,6 +163,14 @@ def test_teacher_is_not_touched(trained, killed):
     file = read_checkpoint(str(TEACHER))['state_dict']
     for record in (*trained.records, *killed.records):
         assert same(record['teacher'], file)
+
+
+def test_each_process_has_its_own_images_without_labels(trained):
+    first, second = (record['unlabelled'] for record in trained.records)
+    assert len(first) == len(second) == STEPS
+    for step, (one, other) in enumerate(zip(first, second)):
+        assert one.shape == other.shape == (50, 3, 16, 16)
+        assert not torch.equal(one, other) and not (step and torch.equal(one, first[step - 1]))
 
 
 def test_running_statistics_are_the_mean_of_those_of_all_processes(trained):

@@ -83,6 +83,11 @@ def run(command):
     _, tool, *arguments = shlex.split(command)
     arguments = [re.sub(r'\w+\.pth$', lambda name: LAST_CHECKPOINT.get(name[0], name[0]), word) for word in arguments]
     if tool == 'tools/train.py':
+        if '--cfg-options' in arguments:
+            index = arguments.index('--cfg-options')
+            arguments, given = arguments[:index], arguments[index + 1:]
+        else:
+            given = []
         options = QUICK_DRY_RUN if '--dry-run' in arguments else QUICK[arguments[0]]
         if '--student-only' in arguments:
             options = [option.replace('model.student.', 'model.') for option in options]
@@ -90,7 +95,7 @@ def run(command):
         name = f'page{next(numbers)}'
         # Configs of this package have no visualizer, and get mmengine's.
         visualizer = [] if arguments[0].startswith('configs/') else [f'visualizer.name={name}']
-        arguments += ['--cfg-options', f'experiment_name={name}', *visualizer, *options]
+        arguments += ['--cfg-options', f'experiment_name={name}', *visualizer, *options, *given]
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(sys, 'argv', [str(ROOT / tool), *arguments])
@@ -134,6 +139,21 @@ def test_the_walk_through_can_be_walked(section, tmp_path, monkeypatch):
             for line in block.strip().splitlines():
                 assert all(part.strip() in actual for part in shape_of(line).split('...')), line
     assert done == {'bash', 'python', 'text'}
+
+
+def test_the_page_of_images_without_labels_can_be_walked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    blocks = BLOCK.findall((ROOT / 'docs/unlabelled.md').read_text())
+    for language, block in blocks:
+        if language == 'python' and 'import' in block:
+            exec(block, {})
+        elif language == 'bash':
+            for line in block.replace('\\\n', ' ').splitlines():
+                run(line)
+    assert len(list(tmp_path.glob('data/more/*.png'))) == 1343
+    log = next(tmp_path.glob('work_dirs/digits_wrn16_2_wrn10_1/*/*.log')).read_text()
+    assert "unlabelled='data/more'" in log and '2/2' in log
 
 
 # What stands for a training of the reader's.

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'overhaul'
 # From the top floor down, the rooms and single modules of the package; '' is the package itself.
 FLOORS = [['__main__'], ['cli'], ['commands'], ['engine.hooks'], ['engine'], ['reports'], ['method'], ['files'],
-          ['tasks', 'models', 'datasets'], ['errors'], ['registry'], ['compat'], ['operators'], [''],
+          ['datasets'], ['tasks', 'models'], ['errors'], ['registry'], ['compat'], ['operators'], [''],
           ['own_configs', 'whole']]
 
 

@@ -7,7 +7,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from overhaul import Digits
+from overhaul.registry import DATASETS
+
 PALETTE = np.random.RandomState(0).randint(0, 256, (256, 3), dtype=np.uint8)  # colours are not the labels
+
+
+@DATASETS.register_module()
+class GarbageDigits(Digits):
+    """Those of Digits with labels that are none, and some that a strange dataset might have."""
+
+    def load_data_list(self):
+        return [dict(info, gt_label='garbage', gt_score=[9.0], instances=[{}]) for info in super().load_data_list()]
+
+
+def write_images(folder, count, size=(8, 8)):
+    """Write gray images, each of its number, as ``folder/more/<number>.png``, and return the folder."""
+    Path(folder, 'more').mkdir(parents=True)
+    for number in range(count):
+        Image.new('RGB', size, (number, ) * 3).save(Path(folder, 'more', f'{number:02d}.png'))
+    return str(folder)
 
 
 def write_cifar100(root, train=8, test=4):

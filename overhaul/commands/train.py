@@ -64,6 +64,7 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
     if arguments.student_only:
         start, cfg.task = cfg.model.get('student_checkpoint'), task_name(cfg)
         cfg.model = student_only(cfg)
+        cfg.train_dataloader.pop('unlabelled', None)  # there is nothing to learn from them without a teacher
         name += '_student_only'
     asked_for = {'bfloat16': arguments.amp, 'channels_last': arguments.channels_last, 'compile': arguments.compile}
     modes.turn_on(cfg, [mode for mode, wanted in asked_for.items() if wanted])

@@ -126,6 +126,8 @@ def build_step(cfg: Config, variant: str, batch_size: int, device: str) -> Calla
     cfg = copy.deepcopy(cfg)
     cfg.train_dataloader.batch_size = batch_size
     dry_run.prepare(cfg)
+    if variant in (FLOOR, STUDENT) and 'unlabelled' in cfg.train_dataloader:  # as many images, all of them with labels
+        cfg.train_dataloader.batch_size *= 1 + cfg.train_dataloader.pop('unlabelled').per_image
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     cfg.model = whole_model(cfg)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)

@@ -58,6 +58,10 @@ def prepare(cfg: Config) -> None:
         loader.update(batch_size=batch_size, num_workers=0, persistent_workers=False)
         loader.pop('batch_sampler', None)  # which may ask the dataset for more than images
         loader.dataset = ConfigDict(length=batch_size * batches, **data)
+        if 'unlabelled' in loader:
+            line = loader.unlabelled
+            per_image = 1 if isinstance(line, str) else line.get('per_image', 1)
+            loader.unlabelled = dict(dataset=dict(length=batch_size * per_image, **data), per_image=per_image)
     evaluators = cfg.get('val_evaluator') or []
     for evaluator in evaluators if isinstance(evaluators, list | tuple) else [evaluators]:
         evaluator.pop('ann_file', None)  # the truth of other images

@@ -105,8 +105,6 @@ class NumberedBatches:
 class SeededDataset(Dataset):
     """A dataset whose augmentation of an image depends only on the place in the training."""
 
-    __getitems__ = None
-
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
@@ -119,6 +117,16 @@ class SeededDataset(Dataset):
                 _seed(*item.place)
             item = item.index
         return self.dataset[item]
+
+    def __getitems__(self, items: Sequence[_Place | int]) -> list:
+        """Return a whole batch, with the images that the dataset puts beside it. Called by torch's data loader."""
+        batch = [self[item] for item in items]
+        beside = getattr(self.dataset, 'beside', None)
+        if beside is None:
+            return batch
+        if isinstance(items[0], _Place):
+            _seed(*items[0].place[:-1], len(items))
+        return batch + beside(len(items))
 
     def __getattr__(self, name: str) -> object:
         if name == 'dataset':  # while it is unpickled

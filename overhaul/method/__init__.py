@@ -10,7 +10,8 @@
 8. ``at_once``: a loss computed together with its gradient, so that little is kept.
 9. ``memory_format``: the layout of maps that a CPU is quickest with.
 10. ``arguments``: what a distiller can be given, refused before anything is built where it cannot.
-11. ``distiller``: all of it together, as a model of mmengine.
-12. ``recipe``: the optimizer's settings for its parameters, which are those of the student without a teacher.
-13. ``probe``: how strong the distillation is beside the task, measured on a batch.
+11. ``labelled_part``: the task's loss of those images of a batch that have labels.
+12. ``distiller``: all of it together, as a model of mmengine.
+13. ``recipe``: the optimizer's settings for its parameters, which are those of the student without a teacher.
+14. ``probe``: how strong the distillation is beside the task, measured on a batch.
 """

@@ -21,6 +21,7 @@ from overhaul.files.weights import checksum, load_teacher, starting_weights
 from overhaul.method import recipe
 from overhaul.method.arguments import check_batch_norm, check_kind, check_size, check_taps
 from overhaul.method.at_once import at_once, possible
+from overhaul.method.labelled_part import LabelledPart
 from overhaul.method.memory_format import quickest
 from overhaul.method.normalization import Renormalize
 from overhaul.method.stages import auto_taps
@@ -37,6 +38,9 @@ class OverhaulDistiller(BaseModel):
     ``loss_weight_of_the_tap * distill_loss(connector(S), margin(T))``, under ``distill.loss_<student tap>``.
     In ``predict`` and ``tensor`` mode this is the student. A loss that the student calls just ``loss`` is renamed
     ``loss_task``, since mmengine logs the sum of all losses under ``loss``.
+
+    Of a batch in which some images have no labels (:class:`overhaul.WithUnlabelled`), the losses of the student are
+    those of the others; the distillation, and all batch norms up to where the task's loss begins, see every image.
 
     The teacher is fixed: no gradient, dropout off, running statistics of its batch norms left as they are. It is an
     attribute and no submodule, hence neither in ``parameters()`` nor in ``state_dict()``: optimizers, checkpoints, DDP,
@@ -192,6 +196,7 @@ class OverhaulDistiller(BaseModel):
         self.loss_names = _loss_names([tap['student'] for tap in taps])
         self.teacher_taps.dry_run(self.teacher, input_size, stop_after_last=True)
         self.student_taps.dry_run(self.student, input_size, stop_after_last=False)
+        self.labelled_part = LabelledPart(self.student, [tap['student'] for tap in taps])
         if not self.match_sizes:
             self._check_sizes(input_size)
 
@@ -254,7 +259,8 @@ class OverhaulDistiller(BaseModel):
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> object:
         """Return all losses of the ``inputs`` (N, C, H, W) in ``loss`` mode, else what the student gives."""
         if mode == 'loss':
-            return self.loss(inputs, data_samples)
+            with self.labelled_part.of(data_samples):
+                return self.loss(inputs, data_samples)
         return self.student(inputs, data_samples, mode=mode)
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
@@ -265,7 +271,8 @@ class OverhaulDistiller(BaseModel):
                 margin(feature) for margin, feature in zip(self.margins, self.teacher_features(inputs, data_samples))]
         with_gradient = self.at_once and possible(
             inputs.device, [*self.connectors.parameters(), *self.distill_loss.parameters()])
-        distances = {}
+        distances, count = {}, self.labelled_part.count
+        labelled = data_samples if count is None else data_samples[:count]
 
         def compare(index: int, feature: Tensor) -> None:
             # Taken out of the list, so that the map is gone when the next tap needs the memory.
@@ -282,7 +289,7 @@ class OverhaulDistiller(BaseModel):
 
         self.student_taps.start(self.student, compare if with_gradient else None)
         try:
-            losses = dict(self.student(inputs, data_samples, mode='loss'))
+            losses = dict(self.student(inputs, labelled, mode='loss'))
             for index, feature in enumerate(self.student_taps.take()):
                 if feature is not None:
                     compare(index, feature)

@@ -3,6 +3,7 @@
 1. ``task``: what is asked of a kind, answered for any model of mmengine as far as it can be known.
 2. ``classification``, ``segmentation``, ``detection``: the answers for the models of mmpretrain, mmseg and mmdet.
 3. ``results``: which of the metrics are quoted, and of which more is better.
+4. ``unlabelled``: which images of a batch have labels.
 
 A package adds a kind of its own with a class that is registered in ``overhaul.registry.TASKS``: see docs/tasks.md.
 """
@@ -11,8 +12,18 @@ from overhaul.tasks.classification import Classification
 from overhaul.tasks.detection import Detection
 from overhaul.tasks.results import Quote
 from overhaul.tasks.segmentation import Segmentation
-from overhaul.tasks.task import Graph, Task, classes_of, name_task, student_of, task_of, tell_what_is_left_out
+from overhaul.tasks.task import (
+    Graph,
+    Task,
+    classes_of,
+    name_task,
+    stand_in,
+    student_of,
+    task_of,
+    tell_what_is_left_out,
+)
+from overhaul.tasks.unlabelled import count_labelled, mark_unlabelled
 
 __all__ = [
-    'Classification', 'Detection', 'Graph', 'Quote', 'Segmentation', 'Task', 'classes_of', 'name_task', 'student_of',
-    'task_of', 'tell_what_is_left_out']
+    'Classification', 'Detection', 'Graph', 'Quote', 'Segmentation', 'Task', 'classes_of', 'count_labelled',
+    'mark_unlabelled', 'name_task', 'stand_in', 'student_of', 'task_of', 'tell_what_is_left_out']

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten
 from overhaul.registry import TASKS
 from overhaul.tasks.results import Quote
 from overhaul.tasks.task import Graph, Task, is_a
+from overhaul.tasks.unlabelled import preprocess_apart
 
 if TYPE_CHECKING:
     from mmpretrain.structures import DataSample, MultiTaskDataSample
@@ -41,6 +42,10 @@ class Classification(Task):
     def takes(cls, model: nn.Module) -> bool:
         """Whether it is a classifier of mmpretrain."""
         return is_a(model, 'mmpretrain.models.classifiers.base.BaseClassifier')
+
+    def accept_unlabelled(self) -> None:
+        """Let its data preprocessor, which asks all images of a batch for labels, and mixes them, take some apart."""
+        preprocess_apart(self.model.data_preprocessor)
 
     @property
     def _head(self) -> nn.Module | None:

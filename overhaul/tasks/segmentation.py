@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,8 @@ class Segmentation(Task):
     quotes = {
         'mIoU': Quote('% mIoU'), 'mDice': Quote('% Dice'), 'mFscore': Quote('% F-score'), 'aAcc': Quote('% of pixels')}
 
+    stand_ins = {'mmseg.datasets.transforms.loading.LoadAnnotations': dict(type='overhaul.BlankMask')}
+
     @classmethod
     def takes(cls, model: nn.Module) -> bool:
         """Whether it is a segmentor of mmseg; those that estimate depth have no classes and are none."""
@@ -46,6 +49,16 @@ class Segmentation(Task):
         return SegDataSample(
             gt_sem_seg=PixelData(data=mask), gt_edge_map=PixelData(data=edges),
             metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size))
+
+    def cut_loss(self, cut: Callable[[object], object], taps: Sequence[str]) -> None:
+        """As of any model; or, where a tap is in a head, between the logits of all heads and their losses."""
+        if not any('head' in path.partition('.')[0] for path in taps):
+            super().cut_loss(cut, taps)
+            return
+        for name in ('decode_head', 'auxiliary_head'):
+            head = getattr(self.model, name, None)
+            for one in head if isinstance(head, nn.ModuleList) else filter(None, [head]):
+                one.loss_by_feat = partial(_cut_logits, one.loss_by_feat, cut)
 
     def chance(self, classes: int, images: int) -> dict[str, float]:
         """An answer that is always the same has a mIoU of at most ``1 / classes``."""
@@ -87,6 +100,10 @@ class Segmentation(Task):
         seen = {label for mask in masks if mask is not None for label in mask.data.unique().tolist()}
         return [(name, tuple(part / 255 for part in colour)) for label, (name, colour) in
                 enumerate(zip(metainfo['classes'], metainfo['palette'])) if label in seen]
+
+
+def _cut_logits(loss: Callable[..., dict], cut: Callable[[object], object], logits: object, *rest: object) -> dict:
+    return loss(cut(logits), *rest)
 
 
 class _Logits(nn.Module):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -46,9 +46,12 @@ class Task:
 
     Attributes:
         quotes: How metrics are quoted, by their names, the one to quote first.
+        stand_ins: What stands in a pipeline for a transform that reads labels, where there are none: by the path of
+            the transform's class, the config of another transform.
     """
 
     quotes: ClassVar[Mapping[str, Quote]] = {}
+    stand_ins: ClassVar[Mapping[str, dict]] = {}
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -57,6 +60,9 @@ class Task:
     def takes(cls, model: nn.Module) -> bool:
         """Whether ``model`` is of this kind."""
         return True
+
+    def accept_unlabelled(self) -> None:
+        """Make the model, a student, ready for batches in which some images have no labels."""
 
     @property
     def trunk(self) -> str:
@@ -120,6 +126,34 @@ class Task:
                     'classes: there would be labels that it does not know. Give its head as many.')
         return None
 
+    def cut_loss(self, cut: Callable[[object], object], taps: Sequence[str]) -> None:
+        """Let all that the model's loss is computed from go through ``cut``, which leaves the images with labels.
+
+        That is at the end of the trunk; or of the neck, where a tap is in it.
+
+        Args:
+            cut: Gives of tensors, in whatever they are, the part that belongs to the images with labels.
+            taps: Paths of what is to be reached by all images.
+
+        Raises:
+            ValueError: If the loss cannot be computed of a part of the images, or a tap is only reached by that part.
+        """
+        def inside(path: str, part: str) -> bool:
+            return f'{path}.'.replace(':', '.').startswith(f'{part}.')
+
+        name, last = type(self.model).__name__, 'neck' if any(inside(tap, 'neck') for tap in taps) else self.trunk
+        if not self.trunk:
+            raise ValueError(
+                f'The loss of the {name} cannot be taken over a part of a batch: it has no backbone, at whose end the '
+                'images without labels could be left out. Train it without unlabelled, or give it a task that knows '
+                'how, with a cut_loss of its own: docs/tasks.md.')
+        behind = [tap for tap in taps if not inside(tap, last) and not inside(tap, self.trunk)]
+        if behind:
+            raise ValueError(
+                f'The tap "{behind[0]}" of the student is behind its {last}, where the images without labels have been '
+                f'left out, for what comes there needs labels in a {name}. Leave that tap out, or unlabelled.')
+        self.model.get_submodule(last).register_forward_hook(partial(_cut_output, cut))
+
     def cannot_judge(self, dataset: object, student: Task) -> str | None:
         """Return why the model, a teacher, cannot be validated on the ``dataset`` of ``student``, None if it can."""
         if type(self) is not type(student):
@@ -163,6 +197,17 @@ class Task:
     ) -> list[tuple[str, tuple[float, float, float]]]:
         """Return the name and the colour (each part from 0 to 1) of what is seen in pictures of ``samples``."""
         return []
+
+
+def _cut_output(cut: Callable[[object], object], module: nn.Module, inputs: tuple, output: object) -> object:
+    return cut(output)
+
+
+def stand_in(transform: type) -> dict | None:
+    """Return what stands for a ``transform`` where there are no labels, by what the tasks say; None for itself."""
+    classes = [f'{cls.__module__}.{cls.__qualname__}' for cls in transform.__mro__]
+    return next((task.stand_ins[name] for task in _registered().values() for name in classes
+                 if name in task.stand_ins), None)
 
 
 def student_of(model: nn.Module) -> nn.Module:

@@ -11,11 +11,13 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from small_models import build_model, resnet, segmentor
 from tiny_data import write_coco, write_voc_boxes
+from torch import nn
 
 from overhaul.commands import export, plot, taps, test, train
 from overhaul.engine import benchmark
@@ -260,6 +262,38 @@ def config(coco, tmp_path_factory):
 def trained(config):
     """What came of resuming it, and the folder with whole/iter_2.pth."""
     return train_and_resume(config, config.parent), config.parent
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_images_without_boxes_beside_those_with_boxes_leave_its_loss_as_it_is(coco, kind):
+    student = dict(KINDS[kind](), data_preprocessor=dict(
+        type='DetDataPreprocessor', mean=[0.0] * 3, std=[60.0] * 3, pad_size_divisor=32, pad_mask=True,
+        batch_augments=[dict(type='BatchSyncRandomResize', random_size_range=(64, 64), size_divisor=32)]))
+    cfg = distillation(
+        retinanet(16), student, SIZE, coco, masks=kind == 'mask_rcnn', tap_neck=kind == 'mask_rcnn',
+        margin=dict(source='zero'))
+    cfg.model.alpha = 1
+    init_default_scope('mmdet')
+    MessageHub.get_current_instance().update_info('iter', 0)  # by which a batch is resized
+    cfg.train_dataloader.dataset.pipeline.insert(-1, dict(type='FilterAnnotations'))
+    cfg.train_dataloader.update(
+        unlabelled=dict(data_root=f'{coco}/val2017', per_image=2), sampler=dict(type='DefaultSampler', shuffle=False))
+    model = build_model(cfg.model)
+    batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+    assert len(batch['inputs']) == 6 and all(
+        len(sample.gt_instances) == 0 for sample in batch['data_samples'][2:])
+    data = model.data_preprocessor(batch, True)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()  # no image counts for another
+    torch.manual_seed(0)
+    losses = model(**data, mode='loss')
+    torch.manual_seed(0)
+    alone = model.student(data['inputs'][:2], data['data_samples'][:2], mode='loss')
+    expected, found = (model.parse_losses(part)[0].item() for part in (
+        alone, {name: loss for name, loss in losses.items() if name not in model.loss_names}))
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert all(losses[name] > 0 for name in model.loss_names)
 
 
 def test_it_is_distilled_and_goes_on_bit_by_bit_after_an_interruption(trained):
