@@ -6,20 +6,16 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from mmengine.fileio import get_local_path
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
 from overhaul.registry import TASKS
 from overhaul.tasks.results import Quote
 from overhaul.tasks.task import Graph, Task, is_a
-
-if TYPE_CHECKING:
-    from mmdet.structures import DetDataSample
 
 _LEAST_SCORE = 0.3  # of a box that is drawn
 _LOOKED_AT = 1000  # images whose boxes are looked at before a training
@@ -57,7 +53,7 @@ class Detection(Task):
         numbers = [getattr(module, name, None) for module in self.model.modules()]
         return next((number for number in reversed(numbers) if isinstance(number, int) and number > 0), None)
 
-    def random_sample(self, size: tuple[int, int], generator: torch.Generator) -> DetDataSample | None:
+    def random_sample(self, size: tuple[int, int], generator: torch.Generator) -> BaseDataElement | None:
         """Return a sample with two boxes, and masks where the model learns them; None where it knows no classes.
 
         It has what the pipelines and the data preprocessors of mmdet tell of an image.
@@ -139,7 +135,7 @@ class Detection(Task):
         return f"mmdet.apis.init_detector('{config}', '{weights}')"
 
     def draw(
-            self, image: np.ndarray, sample: DetDataSample, metainfo: Mapping, truth: bool,
+            self, image: np.ndarray, sample: BaseDataElement, metainfo: Mapping, truth: bool,
     ) -> tuple[np.ndarray, str] | None:
         """Return the image in its own size, with boxes and masks in the colours of their classes."""
         import mmcv
@@ -160,7 +156,7 @@ class Detection(Task):
         return visualizer.get_image(), ''
 
     def legend(
-            self, samples: Sequence[DetDataSample], metainfo: Mapping) -> list[tuple[str, tuple[float, float, float]]]:
+            self, samples: Sequence[BaseDataElement], metainfo: Mapping) -> list[tuple[str, tuple[float, float, float]]]:
         """Return the classes that are seen."""
         drawn = [_drawn(sample, truth) for sample in samples for truth in (True, False)]
         seen = {label for found in drawn if found is not None for label in found.labels.tolist()}
@@ -216,7 +212,7 @@ def _boxes_apart(dataset: object) -> str | None:
     return None
 
 
-def _drawn(sample: DetDataSample, truth: bool) -> InstanceData | None:
+def _drawn(sample: BaseDataElement, truth: bool) -> InstanceData | None:
     """Return the boxes of the truth, or those of the prediction that it is sure of; None where there are none."""
     found = sample.get('gt_instances' if truth else 'pred_instances')
     return found if found is None or truth else found[found.scores >= _LEAST_SCORE]
