@@ -156,7 +156,8 @@ class Detection(Task):
         return visualizer.get_image(), ''
 
     def legend(
-            self, samples: Sequence[BaseDataElement], metainfo: Mapping) -> list[tuple[str, tuple[float, float, float]]]:
+            self, samples: Sequence[BaseDataElement], metainfo: Mapping,
+    ) -> list[tuple[str, tuple[float, float, float]]]:
         """Return the classes that are seen."""
         drawn = [_drawn(sample, truth) for sample in samples for truth in (True, False)]
         seen = {label for found in drawn if found is not None for label in found.labels.tolist()}
