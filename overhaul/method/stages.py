@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from overhaul.method.taps import blank_pass
-from overhaul.method.tokens import Tokens
+from overhaul.method.tokens import Layout, Tokens
 from overhaul.tasks import task_of
 
 # Gates such as Sigmoid are left out: what enters them is no feature.
@@ -50,6 +50,7 @@ def find_stages(model: nn.Module, input_size: tuple[int, int]) -> list[Stage]:
     * A stage is an entry of ``res_layers``, as the ResNet family of mmpretrain and mmseg has it, or else all that runs
       at one resolution with a convolution; the four deepest count. Its feature is the last one that a module hands on
       before the block that lowers the resolution, or before the end.
+    * Of a network of blocks that take tokens, what makes the tokens is no stage, nor what computes behind the blocks.
     * If that feature comes out of an activation, the tap is the activation's input. If the next module is a batch norm,
       as in pre-activation networks, the tap is that batch norm's output. Otherwise the stage ends without an
       activation, and the tap is its output. If the activation is a mere function or runs again later, where no tap can
@@ -60,7 +61,7 @@ def find_stages(model: nn.Module, input_size: tuple[int, int]) -> list[Stage]:
         input_size: Height and width of the image.
 
     Raises:
-        ValueError: If no stage is found.
+        ValueError: If no stage is found, or none of the blocks that take tokens gives a map.
     """
     trunk = task_of(model).trunk
     backbone, inside = model.get_submodule(trunk), f'{trunk}.' if trunk else ''
@@ -184,6 +185,8 @@ class _Call:
     module: nn.Module
     inside: tuple[_Call, ...]  # the calls that it is part of
     input_size: tuple[int, int] | None  # of the feature map that enters; None for the image
+    takes_tokens: bool
+    refusal: str = ''  # why a block's tokens are no map
     outputs: list[_Output] = field(default_factory=list)
     parts: list[_Call] = field(default_factory=list)  # the calls right inside it
 
@@ -237,8 +240,11 @@ class _Trace:
         self._tokens = Tokens(model)
         self._running: list[_Call] = []
         self._computed = False
+        self._inside, self._listed = inside, set()
         hooks = [self._tokens.watch()]
         for path, module in model.named_modules():
+            if isinstance(module, nn.ModuleList | nn.Sequential):
+                self._listed.update(module)
             if path and path.startswith(inside) and not isinstance(module, nn.Identity):
                 hooks.append(module.register_forward_pre_hook(partial(self._begin, path)))
                 hooks.append(module.register_forward_hook(self._end))
@@ -248,7 +254,9 @@ class _Trace:
         entering = inputs[0] if inputs else None
         if isinstance(entering, Tensor) and not self._computed:
             entering._is_image = True
-        call = _Call(path, module, tuple(self._running), self._size(entering))
+        takes_tokens = isinstance(entering, Tensor) and entering.dim() == 3 and (
+            self._tokens.image is not None and len(entering) == self._tokens.image[0])  # and not one of its windows
+        call = _Call(path, module, tuple(self._running), self._size(entering), takes_tokens)
         feature = getattr(entering, '_feature', None)
         if feature and isinstance(module, _BatchNorm):
             feature.batch_norm = feature.batch_norm or call
@@ -271,6 +279,8 @@ class _Trace:
                 feature.givers.append((call, tensor._version))
             call.outputs.append(
                 _Output(feature, tensor._version, self._tokens.as_map(output).shape[1], size, bool((tensor < 0).any())))
+        if not call.outputs:
+            call.refusal = self._tokens.refusal(outputs, Layout())
         self.calls.append(call)
         self.last[call.path] = call
 
@@ -284,15 +294,44 @@ class _Trace:
 
     def last_of_each_resolution(self) -> Iterator[tuple[_Call, _Output]]:
         """Yield the last call at each resolution that is outside the block that lowers it, with its feature map."""
+        within = self._within_blocks()
         # What is pooled over the whole image is no feature map.
-        sizes = {output.size for call in self.calls for output in call.outputs} - {(1, 1)}
+        sizes = {output.size for call in within for output in call.outputs} - {(1, 1)}
         for size in sorted(sizes, reverse=True):
             calls = [
-                call for call in self.calls
+                call for call in within
                 if call.gives(size) and not any(outer.lowers(size) or outer.beside(size)
                                                 for outer in (*call.inside, call))]
             if any(call.computes for call in calls):
                 yield calls[-1], calls[-1].gives(size)
+
+    def _within_blocks(self) -> list[_Call]:
+        """Return the calls that are neither of what makes tokens for a list of blocks, nor of what pools them behind.
+
+        Raises:
+            ValueError: If none of the blocks gives a map.
+        """
+        blocks = [
+            call for call in self.calls
+            if call.takes_tokens and call.computes and call.module in self._listed and list(call.module.children())]
+        if not blocks:
+            return self.calls
+        if not any(block.outputs for block in blocks):
+            raise ValueError(
+                f'taps="auto" can read none of the {len(blocks)} blocks of the {type(self._tokens.entry).__name__}: '
+                f'"{blocks[-1].path}" {blocks[-1].refusal}')
+        around = [call.path for call in blocks[0].inside
+                  if not isinstance(call.module, nn.Sequential) and all(call in block.inside for block in blocks)]
+        inside = f'{around[-1]}.' if around else self._inside
+
+        def part(call: _Call) -> str:
+            return call.path.removeprefix(inside).partition('.')[0]
+
+        parts, first, last = {part(block) for block in blocks}, *map(self.calls.index, (blocks[0], blocks[-1]))
+        outside = [call for call in self.calls[:first] if call.path.startswith(inside) and part(call) not in parts]
+        outside += [call for call in self.calls[last:] if call.takes_tokens and call.computes and not any(
+            call in (block, *block.inside) for block in blocks)]
+        return [call for call in self.calls if not any(outer in outside for outer in (*call.inside, call))]
 
     def stage_of(self, call: _Call, output: _Output) -> Stage:
         """Return the stage whose feature is the pre-activation behind ``output``, which ``call`` hands on."""

@@ -144,6 +144,8 @@ class Tokens:
             self, count: int, given: tuple[int, int] | None = None, known: tuple[tuple[int, int], ...] = (),
     ) -> dict[tuple[int, int], set[tuple[int, int]]]:
         """Return the heights and widths that ``count`` tokens can have, by how they are read, see :class:`Layout`."""
+        if given is None and count <= (self.extra or 0):  # the class token alone, as of attention that pools
+            return {}
         # A class token at least is to be expected of models that tell nothing.
         extras = {0, 1, 2} if self.extra is None else {0, self.extra}
         sizes = self._sizes() if given is None else [(1, tuple(given))]
@@ -163,7 +165,8 @@ class Tokens:
             merged = 1
             while merged <= max(patches):
                 yield merged, tuple(-(-length // merged) for length in patches)
-                yield merged, tuple(length // merged for length in patches)
+                if merged <= min(patches):
+                    yield merged, tuple(length // merged for length in patches)
                 # Two by two; of a patch embedding without a convolution nothing is known.
                 merged = 2 * merged if self._has_patches else merged + 1
 
@@ -178,6 +181,10 @@ class Tokens:
             return text + f'These are {len(output)} parts of {images} images: choose a module around it.'
         if self._own_order:
             return text + 'The backbone keeps its tokens in an order of its own: tap a module that gives a map.'
+        if output.shape[1] <= (self.extra or 0):
+            return text + (
+                f'The backbone has {self.extra} class and register tokens, and here are no others: tap a module that '
+                'gives those of the patches too.')
         told = 'tells of no' if self.extra is None else f'has {self.extra}'
         fit = 'more than one map' if self._possible(output.shape[1], known=known.tokens) else 'no map'
         kind = type(self.entry).__name__

@@ -250,6 +250,31 @@ def test_a_network_of_timm():
         (f'{prefix}.act2:input', None)]
 
 
+def timm_classifier(name, **arguments):
+    pytest.importorskip('timm')
+    return build(dict(type='mmpretrain.TimmClassifier', model_name=name, num_classes=5, **arguments), 'model')
+
+
+@pytest.mark.parametrize(('name', 'arguments', 'size', 'expected'), [
+    ('xcit_nano_12_p16_224', dict(depth=1, img_size=(96, 224)), (96, 224), [('norm', (6, 14))]),
+    ('vit_base_patch16_siglip_224', dict(depth=1, embed_dim=12, num_heads=3), (224, 224), [('norm', (14, 14))]),
+    ('cait_xxs24_224', dict(depth=1, img_size=(96, 224)), (96, 224), [('norm', (6, 14))]),
+    ('levit_128s', dict(depth=(1, 1, 1)), (224, 224), [
+        ('stages.0.blocks.0', (14, 14)), ('stages.1.blocks.0', (7, 7)), ('stages.2.blocks.0', (4, 4))]),
+    ('crossvit_9_240', {}, (240, 240), [('norm.0', (20, 20))]),
+])
+def test_what_makes_tokens_and_what_pools_them_are_no_stages(name, arguments, size, expected):
+    model = timm_classifier(name, **arguments)
+    assert [(stage.path.removeprefix('model.'), stage.size) for stage in find_stages(model, size)] == expected
+
+
+def test_blocks_that_cannot_be_read_are_refused_and_the_patch_embedding_not_taken_for_them():
+    model = timm_classifier('hiera_tiny_224', embed_dim=12, stages=(1, 1, 1, 1))
+    with pytest.raises(ValueError, match='can read none of the 4 blocks of the Hiera: "model.blocks.3" gives a tensor '
+                                         r'of shape \(1, 49, 96\).* keeps its tokens in an order of its own'):
+        find_stages(model, (224, 224))
+
+
 @pytest.mark.parametrize(('backbone', 'message'), [
     (nn.Flatten(), r'found no feature map in the Flatten. Name the taps: the modules of the backbone are'),
     (Module(lambda self, x: self.conv(x).relu(), conv=conv(3, 8)),

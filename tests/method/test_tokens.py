@@ -180,10 +180,18 @@ def test_extra_tokens_by_their_names_and_one_or_two_without(tokens):
     ((dict(cls_token=1, unknown=4), ), '149 tokens .* the backbone has 1 class and register tokens'),
     (({}, lambda sequence: sequence.unflatten(1, (9, 16)).flatten(0, 1)), 'These are 9 parts of 1 images'),
     (({}, lambda sequence: sequence[:, :30]), '30 tokens fit no map'),
-], ids=['not told', 'more than told', 'windows', 'a part'])
+    ((dict(cls_token=1), lambda sequence: sequence[:, :1]), 'has 1 class and register tokens, and here are no others'),
+    (({}, lambda sequence: sequence[:, :2]), '2 tokens fit more than one map'),
+], ids=['not told', 'more than told', 'windows', 'a part', 'class token', 'two tokens'])
 def test_tokens_that_are_no_map_of_the_image_are_refused(arguments, message):
     with pytest.raises(ValueError, match=f'The teacher tap "backbone.block" .*Linear.* tokens .*{message}'):
         taps_of(Model(*arguments), (36, 64))
+
+
+def test_no_map_has_no_pixels():
+    """One token of an image that is nearly three times as wide as high is no map of 0 x 1 behind a class token."""
+    with pytest.raises(ValueError, match='1 tokens fit no map'):
+        taps_of(Model({}, lambda sequence: sequence[:, :1]), (24, 56))
 
 
 @pytest.mark.parametrize('told', [None, 1])
