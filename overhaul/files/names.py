@@ -35,6 +35,13 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match], str]]] = [
 ]
 # What a file may hold more than the model: parts used in training alone, and what frameworks save beside the weights.
 _SPARE = re.compile(r'auxiliary_head\.|data_preprocessor\.|ema_|(.+\.)?mask_token$')
+# What a model may have more than the file, since no prediction depends on it.
+_UNUSED = re.compile(r'auxiliary_head\.|(.+\.)?mask_token$')
+# What wrappers around a part of a model put into the names of its tensors.
+_WRAPPERS = re.compile(r'(?<=\.)(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
+# What the last module is called where it tells classes apart; one that projects for a contrastive loss is none.
+_CLASSIFIER = re.compile(
+    r'(?!.*(proj|contrast|aux))(.*[._])?(fc|cls|class\w*|heads?|linear|logits?|out|output|pred\w*|seg)([._]?\d+|_\w+)*$')
 # A first convolution for other channels is a tensor or two of a backbone; another depth or width is many.
 _NEARLY_ALL = 0.9
 
@@ -80,8 +87,8 @@ class Fit:
 
     @property
     def has_all(self) -> bool:
-        """Whether each tensor of the one has its place in the other."""
-        return not self.missing and not self.unexpected
+        """Whether each tensor of the one has its place in the other, but for those that no prediction depends on."""
+        return not self.unexpected and all(_UNUSED.match(name) for name in self.missing)
 
     @property
     def has_backbone(self) -> bool:
@@ -179,6 +186,9 @@ def _candidates(
         kept = {name: value for name, value in renamed.items() if name not in spare}
         return _with_the_last_module(Fit(task, model, key, prefix, added, kept, outside + spare))
 
+    bare = {name if name in model else _WRAPPERS.sub('', name): value for name, value in inside.items()}
+    if len(bare) == len(inside):  # no two names became one
+        inside = bare
     for added in ('', *_additions(inside, model)):
         yield fit(added, {_placed(name, added, inside, model): value for name, value in inside.items()})
     try:
@@ -216,12 +226,14 @@ def _additions(weights: dict[str, Tensor], model: dict[str, Tensor]) -> list[str
 def _with_the_last_module(fit: Fit) -> Fit:
     """Match a linear layer or a convolution that is left over in the file with one that is left over in the model.
 
-    Every framework has its own name for the last layer.
+    Every framework has its own name for the last layer. It must be one of those that classifiers have.
     """
     theirs, ours = ({name.rpartition('.')[0] for name in names} for names in (fit.unexpected, fit.missing))
     if len(theirs) != 1 or len(ours) != 1:
         return fit
     (their, ), (our, ) = theirs, ours
+    if not _CLASSIFIER.match(their):
+        return fit
     renamed = {f'{our}.{name.rpartition(".")[2]}': fit.weights[name] for name in fit.unexpected}
     if {name: _shape(value) for name, value in renamed.items()} != {
             name: _shape(fit.model[name]) for name in fit.missing} or getattr(

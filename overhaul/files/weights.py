@@ -89,13 +89,19 @@ class WeightsFile:
                 known = ', '.join(f'"{key}"' for key in self.sets)
                 raise ValueError(f'"{source.file}" has no weights under the key "{source.key}". It has {known}.')
             self.sets = {source.key: self.sets[source.key]}
+        names = [name for weights in self.sets.values() for name in weights]
         if source.prefix:
-            names = [name for weights in self.sets.values() for name in weights]
-            if not source.prefix.endswith('.') and any(name.startswith(f'{source.prefix}.') for name in names):
-                self.prefix = f'{source.prefix}.'
+            self.prefix = f'{source.prefix.removesuffix(".")}.'
             if not any(name.startswith(self.prefix) for name in names):
-                begin = nearest(source.prefix, (name.partition('.')[0] + '.' for name in names))
-                raise ValueError(f'No name in "{source.file}" begins with "{source.prefix}". Nearest: {begin}.')
+                begin = nearest(self.prefix, (name.partition('.')[0] + '.' for name in names))
+                raise ValueError(f'No name in "{source.file}" begins with "{self.prefix}". Nearest: {begin}.')
+        empty = [name for weights in self.sets.values() for name, value in weights.items()
+                 if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided)]
+        if empty:
+            raise ValueError(
+                f'{len(empty)} tensors of the checkpoint "{source.file}" have no values (device "meta") or are sparse '
+                f'({examples(empty)}), and a model takes neither. Nothing was loaded. Save the weights as they are '
+                'when the model runs, sparse ones with to_dense().')
 
     def fit(self, model: nn.Module) -> Fit:
         """Return the best fit to ``model``.
@@ -126,12 +132,20 @@ class WeightsFile:
             self._found[model] = [best, *others]
         return self._found[model]
 
-    def check_finite(self, fit: Fit) -> None:
+    def check_values(self, fit: Fit) -> None:
         """Refuse weights that are none.
 
         Raises:
-            ValueError: If one is NaN or infinite.
+            ValueError: If one is NaN or infinite; if one is quantised, an integer or complex, where the model has a
+                real number.
         """
+        foreign = [f'{name} {str(value.dtype).removeprefix("torch.")}' for name, value in fit.taken.items()
+                   if fit.model[name].is_floating_point() and not value.is_floating_point()]
+        if foreign:
+            raise ValueError(
+                f'{len(foreign)} tensors of the checkpoint "{self.source.file}" are no real numbers, as those of the '
+                f'model are ({examples(foreign)}): weights that were quantised mean something only with the scale that '
+                'belongs to them. Nothing was loaded. Take the file from before the conversion.')
         wrong = [name for name, value in fit.taken.items() if not value.isfinite().all()]
         if wrong:
             raise ValueError(
@@ -156,7 +170,8 @@ class WeightsFile:
         _log(', '.join([f'Loaded {len(fit.taken)} tensors of {file} into the {what}', *how]) + '.')
         if fit.missing:
             _log(f'{len(fit.missing)} of {len(fit.missing) + fit.size} tensors of the {what} are not in {file}, or of '
-                 f'another shape, and stay as initialised: {examples(fit.missing)}.', logging.WARNING)
+                 f'another shape, and stay as initialised: {examples(fit.missing)}.'
+                 f'{" No prediction depends on them." * fit.has_all}', logging.WARNING)
         left_out = fit.left_out + fit.unexpected + fit.mismatched
         if left_out:
             _log(f'Left out {len(left_out)} tensors of {file} for which the model has no place: {examples(left_out)}.')
@@ -183,8 +198,9 @@ def load_weights(model: nn.Module, source: str | dict) -> None:
     """Load the weights in ``source`` into ``model``, each tensor of the same name and shape, or none at all.
 
     Which tensor is which is recognised from the names in the file, see :func:`fits`. ``num_batches_tracked`` may be
-    absent. The file may also hold auxiliary heads that the model lacks, and what frameworks save beside weights; log
-    lines tell how many, and where several sets of weights would fit, which was taken.
+    absent, and auxiliary heads, which no prediction depends on. The file may also hold auxiliary heads that the model
+    lacks, and what frameworks save beside weights; log lines tell how many, and where several sets of weights would
+    fit, which was taken.
 
     Args:
         model: An mmpretrain classifier, an mmseg segmentor, any other model of mmengine, or a distiller, whose student
@@ -258,7 +274,7 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
     if not fit.has_backbone:
         fits_teacher = distills and file.fits_whole(model.teacher)
         raise file.refusal(student, fit, 'It fits the teacher: name it as teacher_checkpoint.' * fits_teacher)
-    file.check_finite(fit)
+    file.check_values(fit)
     file.tell(student, fit, part)
     return {beginning + name: value for name, value in fit.taken.items()}
 
@@ -326,7 +342,7 @@ def _log(text: str, level: int = logging.INFO) -> None:
 
 
 def _load(model: nn.Module, file: WeightsFile, fit: Fit) -> None:
-    file.check_finite(fit)
+    file.check_values(fit)
     # All that there is fits. Some models, as SwinV2, drop on the way what they compute themselves.
     model.load_state_dict({**fit.model, **fit.taken}, strict=False)
     file.tell(model, fit, type(model).__name__)

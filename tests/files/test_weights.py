@@ -213,8 +213,12 @@ def test_zoo_file_with_parts_that_the_model_lacks(tmp_path, monkeypatch):
     auxiliary = sum(name.startswith('auxiliary_head.') for name in source.state_dict())
     assert f'Left out {auxiliary + 2} tensors' in lines[-1] and 'auxiliary_head.' in lines[-1]
 
-    with pytest.raises(ValueError, match=r'12 missing \(auxiliary_head\.conv_seg\.weight \(3, 8, 1, 1\)'):
-        load_weights(with_auxiliary, save(tmp_path, dict(state_dict=without.state_dict())))
+    with_auxiliary = MODELS.build(cfg | dict(auxiliary_head=dict(**head, in_channels=32, in_index=2)))
+    load_weights(with_auxiliary, save(tmp_path, dict(state_dict=without.state_dict())))
+    assert torch.equal(with_auxiliary.decode_head.conv_seg.weight, source.decode_head.conv_seg.weight)
+    assert '12 of' in lines[-1] and lines[-1].endswith(
+        ': auxiliary_head.conv_seg.weight, auxiliary_head.conv_seg.bias, auxiliary_head.convs.0.conv.weight, .... No '
+        'prediction depends on them.')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -309,6 +313,50 @@ def test_a_prefix_that_all_names_share_is_found(tmp_path, lines, state, prefix):
     assert f'what begins with "{prefix}" in "state_dict"' in lines[0]
 
 
+@pytest.mark.parametrize('wrapper', [
+    '_orig_mod.', 'module.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.', 'module._orig_mod.'])
+def test_wrappers_inside_a_model_leave_no_part_out(tmp_path, lines, state, wrapper):
+    wrapped = {name.replace('backbone.', f'backbone.{wrapper}').replace('.conv1', f'.{wrapper}conv1'): value
+               for name, value in state.items()}
+    for prefix in ('', 'module.'):
+        model = MODELS.build(small())
+        load_weights(model, save(tmp_path, prefixed(prefix, wrapped)))
+        assert same(model.state_dict(), state) and len(lines) == 1
+        lines.clear()
+
+
+@pytest.mark.parametrize('name, taken', [
+    ('projector', False), ('projection_head.2', False), ('queue', False), ('fc', True), ('classifier.6', True),
+    ('heads.head', True), ('last_linear', True)])
+def test_the_last_module_is_taken_under_the_names_of_classifiers(tmp_path, state, name, taken):
+    file = save(tmp_path, {key.replace('head.fc', name): value for key, value in state.items()})
+    model = MODELS.build(small())
+    if taken:
+        load_weights(model, file)
+        assert same(model.state_dict(), state)
+    else:
+        with pytest.raises(ValueError, match=r'2 missing \(head\.fc\.weight'):
+            load_weights(model, file)
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda value: value.to(torch.int8), r'quantised.* Take the file from before'),
+    (lambda value: value.to(torch.complex64), r'no real numbers.* complex64'),
+    (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), r'no real numbers.* qint8'),
+    (lambda value: value.to('meta'), r'no values \(device "meta"\) or are sparse \('),
+    (lambda value: value.to_sparse(), r'no values \(device "meta"\) or are sparse \('),
+])
+def test_tensors_that_are_no_weights_are_refused(tmp_path, state, change, message):
+    file = save(tmp_path, {
+        name: change(value) if value.is_floating_point() else value for name, value in state.items()})
+    model = MODELS.build(small())
+    before = snapshot(model)
+    for load in (load_weights, load_teacher, starting_weights):
+        with pytest.raises(ValueError, match=message):
+            load(model, file)
+    assert same(model.state_dict(), before)
+
+
 @pytest.mark.parametrize('prefix', ['', 'backbone.model.', 'module.encoder_q.'])
 def test_a_backbone_alone_is_a_teacher_without_a_head(tmp_path, state, prefix):
     backbone = {name.removeprefix('backbone.'): value for name, value in state.items() if name.startswith('backbone.')}
@@ -386,6 +434,7 @@ def test_averages_of_openmmlab(tmp_path, lines, state):
 @pytest.mark.parametrize('source, message', [
     (dict(file='{}', key='ema'), 'has no weights under the key "ema". It has "state_dict".'),
     (dict(file='{}', prefix='teacher.'), r'No name in .+ begins with "teacher\.". Nearest: backbone\., head\.'),
+    (dict(file='{}', prefix='back'), r'No name in .+ begins with "back\.". Nearest: backbone\.'),
     (dict(file='{}', keys='ema'), 'teacher_checkpoint has an unknown key "keys". Nearest: key'),
     (dict(key='ema'), 'teacher_checkpoint names no file'),
     (dict(file='{}', prefix=3), 'prefix=3, where a text is expected'),
