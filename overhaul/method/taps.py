@@ -313,10 +313,12 @@ class Taps:
         with torch.no_grad():
             self.start(model)
         try:
-            blank_pass(model, input_size, hooks)
+            failure = blank_pass(model, input_size, hooks)
             reached = [event for event in events if isinstance(event, Tap)]
             for tap in self.taps:
                 if tap not in reached:
+                    if failure is not None:
+                        raise failure
                     tap.take()  # raises
                 before = events[:len(events) - 1 - events[::-1].index(tap)]
                 tap.learn([event for event in before if not isinstance(event, Tap)])
@@ -342,24 +344,36 @@ def blank_batch(
 
 def blank_pass(
         model: nn.Module, input_size: tuple[int, int], hooks: Sequence[RemovableHandle],
-        fill: Callable[..., Tensor] = torch.zeros) -> None:
+        fill: Callable[..., Tensor] = torch.zeros) -> ValueError | None:
     """Run ``model`` once, without gradient and in eval mode, and remove ``hooks``. It comes out as it went in.
+
+    Returns:
+        None, or what to raise where more is needed than the trunk: some models, as mmseg's PointRend, have no
+        ``mode='tensor'`` that runs to its end.
 
     Raises:
         ValueError: If the model does not take an image of this size and of its channels, or a part of it not what
-            another one gives.
+            another one gives; or if the trunk fails.
     """
     modes = [(module, module.training) for module in model.modules()]
     image, samples = blank_batch(model, input_size, fill)
     model.eval()
+    trunk, done = model.get_submodule(task_of(model).trunk), []
+    hooks = [*hooks, trunk.register_forward_hook(lambda *_: done.append(True))]
     try:
         with torch.no_grad():
             model(image, samples, mode='tensor')
-    except (AssertionError, RuntimeError) as error:
-        trunk = type(model.get_submodule(task_of(model).trunk)).__name__
-        raise ValueError(
-            f'The model with the {trunk} failed on one image {tuple(image.shape[1:])} of the dry run: '
-            f'{str(error).rstrip(".") or type(error).__name__}. {_advice(str(error), image)}') from error
+        return None
+    except ImportError:  # which tells what to install
+        raise
+    except Exception as error:
+        failure = ValueError(
+            f'The model with the {type(trunk).__name__} failed on one image {tuple(image.shape[1:])} of the dry run: '
+            f'{str(error).rstrip(".") or type(error).__name__}. {_advice(error, image)}')
+        failure.__cause__ = error
+        if not done or isinstance(error, AssertionError | RuntimeError | ValueError):  # of shapes, also in training
+            raise failure from error
+        return failure
     finally:
         for hook in hooks:
             hook.remove()
@@ -367,16 +381,19 @@ def blank_pass(
             module.training = training
 
 
-def _advice(error: str, image: Tensor) -> str:
-    of_image = re.search(rf'expected input{re.escape(str(list(image.shape)))} to have (\d+) channels', error)
+def _advice(error: Exception, image: Tensor) -> str:
+    text = str(error)
+    of_image = re.search(rf'expected input{re.escape(str(list(image.shape)))} to have (\d+) channels', text)
     if of_image:
         return (
             f"Its data_preprocessor, the student's for a teacher without one, has a mean for {image.shape[1]} "
             f'channels, and its first layer takes {of_image[1]}. Correct the in_channels of the backbone, or the mean '
             'and the std; a teacher sees the images of its student, of as many channels.')
-    if re.search(r'mat1 and mat2 shapes|expected input.* to have \d+ channels', error):
+    if re.search(r'mat1 and mat2 shapes|expected input.* to have \d+ channels', text):
         return ('A layer is made for another number of channels than it gets: correct the in_channels, most often of '
                 'the head.')
+    if not isinstance(error, AssertionError | RuntimeError | ValueError):
+        return "Taps are found with forward(mode='tensor'), which does not get as far: tap a module before that."
     return 'If it is made for another size, give that as input_size.'
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_flatten
 
 from overhaul.registry import TASKS
@@ -78,7 +79,9 @@ class Classification(Task):
     @property
     def _answers(self) -> str:
         """What it tells of an image in words, and of how many classes where it has several tasks."""
-        several = [f'{_kind(head)} of {_classes(head)} for "{name}"' for name, head in self._parts.items()]
+        several = [
+            f'{_kind(head)} of {_classes(head)} for "{name}"' if _classes(head) else f'{_kind(head)} for "{name}"'
+            for name, head in sorted(self._parts.items())]
         return ', '.join(several) or _kind(self._head)
 
     def chance(self, classes: int, images: int) -> dict[str, float]:
@@ -125,12 +128,22 @@ def _is_headless(head: nn.Module | None) -> bool:
 def _kind(head: nn.Module | None) -> str:
     if is_a(head, _SEVERAL):
         return 'several classes'
-    return 'one class' if _classes(head) else 'no class'
+    if _classes(head):
+        return 'one class'
+    width = _width(head)
+    return f'{width} number{"s" * (width > 1)}' if width else 'no class'
 
 
 def _classes(head: nn.Module | None) -> int | None:
-    # transformers has its number in a config.
-    return getattr(head, 'num_classes', None) or getattr(getattr(head, 'config', None), 'num_labels', None)
+    # transformers has its number in a config; the CSRAClsHead does not tell.
+    return (getattr(head, 'num_classes', None) or getattr(getattr(head, 'config', None), 'num_labels', None)
+            or (_width(head) if is_a(head, _SEVERAL) else None))
+
+
+def _width(head: nn.Module | None) -> int | None:
+    """Return how many numbers the last layer of ``head`` gives; None where it has no layer."""
+    layers = [] if head is None else [part for part in head.modules() if isinstance(part, nn.Linear | _ConvNd)]
+    return getattr(layers[-1], 'out_features', None) or getattr(layers[-1], 'out_channels', None) if layers else None
 
 
 def _tasks(head: nn.Module | None) -> Mapping[str, nn.Module]:

@@ -115,5 +115,7 @@ class _Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.model(images, mode='tensor')
+        if not isinstance(logits, Tensor):  # those of DAHead and EncHead give what else they learn from behind them
+            logits = logits[0]
         return nn.functional.interpolate(
             logits, size=images.shape[2:], mode='bilinear', align_corners=getattr(self.model, 'align_corners', False))

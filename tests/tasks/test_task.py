@@ -7,7 +7,7 @@ import mmengine
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel, ImgDataPreprocessor
 from mmengine.structures import PixelData
 from mmpretrain.models.heads import ClsHead
@@ -40,6 +40,25 @@ def cascade():
     return dict(first, type='CascadeEncoderDecoder', num_stages=2, decode_head=[first['decode_head'], ocr])
 
 
+def with_decode_head(**head):
+    return dict(segmentor(), test_cfg=ConfigDict(mode='whole'), decode_head=dict(
+        dict(in_channels=32, in_index=3, channels=8, num_classes=CLASSES, norm_cfg=dict(type='BN')), **head))
+
+
+def point_rend():
+    """PointRend in small, whose last head takes points and so has no ``mode='tensor'``."""
+    neck = dict(type='FPN', in_channels=[4, 8, 16, 32], out_channels=8, num_outs=4)
+    head = dict(channels=8, num_classes=CLASSES)
+    heads = [
+        dict(head, type='FPNHead', in_channels=[8] * 4, in_index=[0, 1, 2, 3], feature_strides=[4, 8, 16, 32],
+             norm_cfg=dict(type='BN')),
+        dict(head, type='PointHead', in_channels=[8], in_index=[0], num_fcs=1)]
+    return dict(
+        segmentor(), type='CascadeEncoderDecoder', num_stages=2, neck=neck, decode_head=heads,
+        train_cfg=ConfigDict(num_points=16, oversample_ratio=3, importance_sample_ratio=0.75),
+        test_cfg=ConfigDict(mode='whole', subdivision_steps=2, subdivision_num_points=16, scale_factor=2))
+
+
 TWO_TASKS = dict(
     colour=dict(type='LinearClsHead', num_classes=2), shape=dict(type='MultiLabelLinearClsHead', num_classes=3))
 NESTED = dict(inside=dict(type='MultiTaskHead', task_heads=TWO_TASKS), size=dict(type='LinearClsHead', num_classes=4))
@@ -49,9 +68,9 @@ NESTED = dict(inside=dict(type='MultiTaskHead', task_heads=TWO_TASKS), size=dict
 class NumberHead(ClsHead):
     """A head without classes: it learns the label as a number."""
 
-    def __init__(self, in_channels):
+    def __init__(self, in_channels, count=1):
         super(ClsHead, self).__init__()
-        self.last = nn.Linear(in_channels, 1)
+        self.last = nn.Linear(in_channels, count)
 
     def forward(self, feats):
         return self.last(feats[-1])
@@ -91,6 +110,35 @@ def test_a_model_learns_from_the_annotations_that_its_task_makes_and_its_graph_i
     assert kind != 'several tasks' or 'colour (N, classes), shape (N, classes)' in told
     assert kind != 'tasks within a task' or 'inside_colour (N, classes), inside_shape (N, classes), size (N, ' in told
     assert kind != 'a number' or 'logits (N, values)' in told
+
+
+def test_a_model_whose_head_has_no_plain_pass_is_distilled_by_what_lies_before_it():
+    model = build_distiller(
+        teacher=point_rend(), student=point_rend(), taps='auto', input_size=(64, 64), alpha=1e-3, tap_neck=True)
+    assert [tap.path for tap in model.student_taps][3:5] == ['backbone.layer4.1.relu:input', 'neck.fpn_convs.0.conv']
+    for margin in model.margins[4:]:  # those of convolutions
+        margin.margin.fill_(-0.1)
+    task, generator = task_of(model), torch.Generator().manual_seed(0)
+    samples = [task.random_sample((64, 64), generator) for _ in range(2)]
+    losses = model(torch.rand(2, 3, 64, 64, generator=generator), samples, mode='loss')
+    assert all(losses[name].isfinite() for name in model.loss_names)
+    head = 'decode_head.1.fcs.0'
+    with pytest.raises(ValueError, match=r"failed on one image .* forward\(mode='tensor'\), which does not get as far"):
+        build_distiller(teacher=point_rend(), student=point_rend(), taps=[dict(teacher=head, student=head)],
+                        input_size=(64, 64))
+
+
+@pytest.mark.parametrize('head', [
+    dict(type='DAHead', pam_channels=4),
+    dict(type='EncHead', in_channels=[8, 16, 32], in_index=[1, 2, 3], num_codes=4)])
+def test_the_graph_of_a_segmentor_gives_what_is_predicted_alone(head):
+    model = build_model(with_decode_head(**head)).eval()
+    images = torch.rand(2, 3, *SIZE)
+    with torch.no_grad():
+        predicted = model(images, mode='predict')
+        logits = task_of(model).graph().module(images)
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(
+        logits, (sample.seg_logits.data for sample in predicted), strict=True))
 
 
 def test_channels_are_those_of_the_preprocessor_or_the_first_convolution():
@@ -147,7 +195,22 @@ def test_a_teacher_of_the_kind_of_the_student_is_judged_by_its_data(kind):
     assert judge(cfg, data=Data(*map(str, range(classes or 4)))) is None
 
 
+def test_the_number_of_labels_is_what_the_head_gives_where_it_does_not_tell():
+    model = build_model(dict(CSRA_OF_9))
+    task, generator = task_of(model), torch.Generator().manual_seed(0)
+    assert task.num_classes == 9
+    losses = model(torch.rand(2, 3, *SIZE), [task.random_sample(SIZE, generator) for _ in range(2)], mode='loss')
+    assert losses['loss'].isfinite()
+
+
+def test_tasks_in_another_order_are_the_same_tasks():
+    cfg, turned = (with_head(type='MultiTaskHead', task_heads=dict(tasks)) for tasks in (
+        TWO_TASKS.items(), reversed(TWO_TASKS.items())))
+    assert judge(cfg, turned) is None
+
+
 SEVERAL = with_head(type='MultiLabelLinearClsHead', num_classes=CLASSES)
+CSRA_OF_9 = dict(with_head(type='CSRAClsHead', num_classes=9, num_heads=1, lam=0.1), neck=None)
 TIMM = dict(_scope_='mmpretrain', type='TimmClassifier', model_name='resnet10t')
 
 
@@ -168,6 +231,9 @@ def test_a_model_with_a_student_of_its_own_is_no_distiller():
     (SEVERAL, wide_resnet(), 'it gives several classes, and the student one class'),
     (with_head(type='MultiTaskHead', task_heads=TWO_TASKS), wide_resnet(),
      'it gives one class of 2 for "colour", several classes of 3 for "shape", and the student one class'),
+    (CSRA_OF_9, SEVERAL, 'it tells 9 classes apart, and the data have 5'),
+    (with_head(type='overhaul.NumberHead', count=3), with_head(type='overhaul.NumberHead'),
+     'it gives 3 numbers, and the student 1 number'),
     (segmentor(), wide_resnet(), 'it has another task: it is of type EncoderDecoder, and the student of type Image'),
     (wide_resnet(), segmentor(), 'it has another task: it is of type ImageClassifier, and the student of type Enco'),
 ])
