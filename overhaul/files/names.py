@@ -41,7 +41,8 @@ _UNUSED = re.compile(r'auxiliary_head\.|(.+\.)?mask_token$')
 _WRAPPERS = re.compile(r'(?<=\.)(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
 # What the last module is called where it tells classes apart; one that projects for a contrastive loss is none.
 _CLASSIFIER = re.compile(
-    r'(?!.*(proj|contrast|aux))(.*[._])?(fc|cls|class\w*|heads?|linear|logits?|out|output|pred\w*|seg)([._]?\d+|_\w+)*$')
+    r'(?!.*(proj|contrast|aux))(.*[._])?'
+    r'(fc|cls|class\w*|heads?|linear|dense|logits?|out|output|pred\w*|seg|score|last|final|top)([._]?\d+|_\w+)*$')
 # A first convolution for other channels is a tensor or two of a backbone; another depth or width is many.
 _NEARLY_ALL = 0.9
 
