@@ -32,7 +32,7 @@ _PUBLIC = {name: module for module, names in {
     'engine.dry_run': ['DryRunHook', 'RandomImages'],
     'engine.hooks': [
         'AverageStatisticsHook', 'CalibrateHook', 'ConnectorsFirstHook', 'HealthHook', 'PictureHook',
-        'ResetMomentumHook', 'SummaryHook'],
+        'ProbeFeaturesHook', 'ResetMomentumHook', 'SummaryHook'],
     'engine.modes': ['Bfloat16OptimWrapper', 'ChannelsLastHook', 'CompileHook'],
     'engine.schedulers': ['PolyLR'],
 }.items() for name in names}

@@ -262,7 +262,7 @@ def test_resume_on_another_number_of_gpus(trained, tmp_path):
     assert (tmp_path / f'out/iter_{STEPS + 1}.pth').is_file()
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('[!f]*.py')), ids=lambda path: path.stem)
 def test_rates_of_all_configs_follow_the_total_batch(path):
     if path.stem.startswith(('coco', 'voc_ssd300')):
         pytest.importorskip('mmdet')

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.export import export_student
+from overhaul.files.export import export_backbone, export_student
 
 
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -25,12 +25,21 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
     parser.add_argument(
         '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
         help='of the images of a graph that is for one size; default: input_size of the config')
-    return parser.parse_args(command_line)
+    parser.add_argument(
+        '--backbone', action='store_true',
+        help='write the backbone alone, for init_cfg or load_from of any config, and no config')
+    arguments = parser.parse_args(command_line)
+    if arguments.backbone and (arguments.onnx or arguments.size):
+        parser.error('--backbone writes weights alone: leave --onnx and --size out')
+    return arguments
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
     """Export."""
     arguments = parse_arguments(command_line)
     with one_paragraph_errors():
+        if arguments.backbone:
+            print(export_backbone(arguments.config, arguments.checkpoint, arguments.out))
+            return
         print(export_student(
             arguments.config, arguments.checkpoint, arguments.out, arguments.onnx, arguments.size))

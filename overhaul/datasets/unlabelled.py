@@ -92,6 +92,8 @@ class WithUnlabelled(Dataset):
 class ImageFolder(TellsUnreadableImages, BaseDataset):
     """The images in a folder and the folders in it, without labels, in alphabetical order.
 
+    As the dataset of a training it is one without a task: the distillation is all.
+
     Args:
         data_root: The folder.
         pipeline: Transforms, as in every OpenMMLab dataset. Where none of them reads a file, that is done first.
@@ -107,6 +109,11 @@ class ImageFolder(TellsUnreadableImages, BaseDataset):
         transforms = self.pipeline.transforms
         if not any(isinstance(transform, LoadImageFromFile) for transform in transforms):
             transforms.insert(0, LoadImageFromFile())
+
+    def prepare_data(self, idx: int) -> Any:
+        """Return the item ``idx``, marked as one without labels. Called by the base class."""
+        item = super().prepare_data(idx)
+        return _unlabelled(item) if isinstance(item, Mapping) and 'inputs' in item else item
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """Return one dict per image. Called by the base class."""

@@ -14,7 +14,7 @@ from torch import nn
 from overhaul import __version__
 from overhaul.files.checkpoints import read_checkpoint
 from overhaul.files.onnx_graph import OnnxGraph
-from overhaul.files.parts import plain_model, task_name
+from overhaul.files.parts import build_plain, plain_model, task_name
 from overhaul.files.settings import read_config
 from overhaul.files.weights import load_weights
 from overhaul.registry import DATASETS, MODELS, build, is_type, short_name, type_name
@@ -87,18 +87,47 @@ def export_student(
     return '\n'.join([*report, f'To load: {task.loading(str(settings), str(weights))}', f'Overhaul {needed}'])
 
 
+def export_backbone(config: str, checkpoint: str, out: str) -> str:
+    """Write the backbone of a checkpoint's student, for any pipeline that has the same backbone to begin with.
+
+    Its tensors are called ``backbone.*``, also those of a network that is all in one piece, as timm's.
+
+    Args:
+        config, checkpoint, out: As of :func:`export_student`; no config is written.
+
+    Returns:
+        What was written, and how it is loaded; in a few lines.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`export_student`; and if the student has no backbone.
+    """
+    weights = Path(out)
+    _check_paths(config, checkpoint, weights, weights.with_suffix('.py'), None)
+    cfg = read_config(config)
+    model = build_plain(cfg)
+    load_weights(model, checkpoint)
+    trunk = task_of(model).trunk
+    if not trunk:
+        raise ValueError(f'The {type(model).__name__} has no backbone to write. Leave --backbone out.')
+    backbone = model.get_submodule(trunk)
+    report = _write_weights(nn.ModuleDict(dict(backbone=backbone)), weights, {}, type(backbone).__name__)
+    return (f"{report}\nTo begin with it: init_cfg=dict(type='Pretrained', checkpoint='{weights}', prefix='backbone.') "
+            f"of the backbone in any config, or load_from='{weights}'.")
+
+
 def _of_this_package(model: nn.Module) -> list[str]:
     """Return the names of the classes of this package that ``model`` is made of."""
     registered = set(MODELS.module_dict.values())  # by class: another package may have one of the same name
     return sorted({type(module).__name__ for module in model.modules() if type(module) in registered})
 
 
-def _write_weights(model: nn.Module, path: Path, dataset_meta: dict) -> str:
+def _write_weights(model: nn.Module, path: Path, dataset_meta: dict, name: str | None = None) -> str:
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     content = dict(state_dict=state, meta=dict(overhaul_version=__version__, dataset_meta=dataset_meta))
     write_whole(path, lambda draft: torch.save(content, draft))
     classes = dataset_meta.get('classes', [])
-    return f'{path}: {len(state)} tensors of the {type(model).__name__}, with the names of {len(classes)} classes'
+    known = f', with the names of {len(classes)} classes' if classes else ''
+    return f'{path}: {len(state)} tensors of the {name or type(model).__name__}{known}'
 
 
 def _write_config(plain: Config, path: Path, first_line: str) -> str:

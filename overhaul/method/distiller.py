@@ -41,6 +41,7 @@ class OverhaulDistiller(BaseModel):
 
     Of a batch in which some images have no labels (:class:`overhaul.WithUnlabelled`), the losses of the student are
     those of the others; the distillation, and all batch norms up to where the task's loss begins, see every image.
+    Where none has labels, or the student no head, there are those of the distillation alone.
 
     The teacher is fixed: no gradient, dropout off, running statistics of its batch norms left as they are. It is an
     attribute and no submodule, hence neither in ``parameters()`` nor in ``state_dict()``: optimizers, checkpoints, DDP,
@@ -289,7 +290,9 @@ class OverhaulDistiller(BaseModel):
 
         self.student_taps.start(self.student, compare if with_gradient else None)
         try:
-            losses = dict(self.student(inputs, labelled, mode='loss'))
+            if count == 0:
+                self.student(inputs, data_samples, mode='tensor')
+            losses = {} if count == 0 else dict(self.student(inputs, labelled, mode='loss'))
             for index, feature in enumerate(self.student_taps.take()):
                 if feature is not None:
                     compare(index, feature)

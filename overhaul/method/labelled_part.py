@@ -20,7 +20,7 @@ class LabelledPart:
         taps: Paths of its taps.
 
     Attributes:
-        count: How many images of the batch have labels, the first ones; None where all do.
+        count: How many images of the batch have labels to learn, the first ones; None where all do.
     """
 
     def __init__(self, student: nn.Module, taps: Sequence[str]) -> None:
@@ -36,8 +36,8 @@ class LabelledPart:
         Raises:
             ValueError: If it cannot be.
         """
-        self.count = count_labelled(samples)
-        if self.count is None:
+        self.count = count_labelled(samples) if self._task.has_loss else 0
+        if not self.count:
             yield
             return
         if not self._placed:

@@ -16,16 +16,21 @@ Result = TypeVar('Result')
 
 
 class Strength(NamedTuple):
-    """Task loss and distillation loss of a batch, and the norms of their gradients on the student's weights."""
+    """Task loss and distillation loss of a batch, and the norms of their gradients on the student's weights.
 
-    task_loss: float
+    Where there is no task, its loss is None.
+    """
+
+    task_loss: float | None
     distillation_loss: float
     task_gradient: float
     distillation_gradient: float
 
     @property
     def loss_ratio(self) -> float:
-        """Distillation loss over task loss."""
+        """Distillation loss over task loss; over 1 where there is none."""
+        if self.task_loss is None:
+            return self.distillation_loss
         return self.distillation_loss / self.task_loss if self.task_loss else float('inf')
 
     @property
@@ -76,9 +81,10 @@ def _strength(model: OverhaulDistiller, data: dict, precision: AbstractContextMa
         with precision:
             losses = model(**data, mode='loss')
         distillation = sum(loss for name, loss in losses.items() if name in model.loss_names)
-        task, _ = model.parse_losses({name: loss for name, loss in losses.items() if name not in model.loss_names})
-        gradients = [_gradient(loss, model) for loss in (task, distillation)]
-    return Strength(task.item(), distillation.item(), *gradients)
+        of_task = {name: loss for name, loss in losses.items() if name not in model.loss_names}
+        task = model.parse_losses(of_task)[0] if of_task else None
+        gradients = [0.0 if loss is None else _gradient(loss, model) for loss in (task, distillation)]
+    return Strength(None if task is None else task.item(), distillation.item(), *gradients)
 
 
 def _gradient(loss: Tensor, model: OverhaulDistiller) -> float:

@@ -63,8 +63,16 @@ class Classification(Task):
         """That of the head."""
         return None if self._parts else _classes(self._head)
 
-    def random_sample(self, size: tuple[int, int], generator: torch.Generator) -> DataSample | MultiTaskDataSample:
-        """Return a sample with a label, or a value for each task."""
+    @property
+    def has_loss(self) -> bool:
+        """That of the head."""
+        return not _is_headless(self._head)
+
+    def random_sample(
+            self, size: tuple[int, int], generator: torch.Generator) -> DataSample | MultiTaskDataSample | None:
+        """Return a sample with a label, or a value for each task; None where a student has no head to learn it."""
+        if not self.has_loss:
+            return None
         return _labelled(self._head, dict(img_shape=size, ori_shape=size), generator)
 
     def cannot_judge(self, dataset: object, student: Task) -> str | None:

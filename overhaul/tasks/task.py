@@ -111,6 +111,11 @@ class Task:
         """Number of classes that the model tells apart, None where there are none or several numbers of them."""
         return None
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether the model has a loss of its own: one without a head is trained by distillation alone."""
+        return True
+
     def random_sample(self, size: tuple[int, int], generator: torch.Generator) -> BaseDataElement | None:
         """Return the data sample of an image of ``size`` (H, W) with random annotations; None where that is not known.
 

@@ -29,7 +29,7 @@ def preprocess_apart(preprocessor: nn.Module) -> None:
 def _apart(forward: Callable[..., dict], data: dict, training: bool = False) -> dict:
     samples = data.get('data_samples')
     count = count_labelled(samples)
-    if count is None:
+    if not count:
         return forward(data, training)
     with_labels, without = (
         forward({**data, 'inputs': data['inputs'][part], 'data_samples': samples[part]}, training)

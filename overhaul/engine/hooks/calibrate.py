@@ -30,8 +30,9 @@ class CalibrateHook(Hook):
 
     Args:
         batches: Number of batches for the margins, or all of an epoch if it has fewer. Default: 50.
-        loss_ratio: The ratio that alpha gives, over up to 8 batches. Default: 20, between the 7 and the 39 that the
-            paper's settings for classification begin with, see docs/alpha.md.
+        loss_ratio: The ratio that alpha gives, over up to 8 batches; the loss itself where there is no task.
+            Default: 20, between the 7 and the 39 that the paper's settings for classification begin with, see
+            docs/alpha.md.
     """
 
     priority = 'NORMAL'  # before the summary, which tells what came out

@@ -149,7 +149,7 @@ class HealthHook(Hook):
             yield from self._doubts_of_strength(summary.strength)
 
     def _doubts_of_strength(self, strength: Strength) -> Iterator[str]:
-        if strength.loss_ratio > self.largest_ratio:
+        if strength.task_loss is not None and strength.loss_ratio > self.largest_ratio:
             yield (f'The distillation loss is {strength.distillation_loss:.3g}, {strength.loss_ratio:.3g} times the '
                    'task loss, and will drown it. Lower the loss_weight of the distill_loss, or let '
                    "loss_weight='auto' set it.")

@@ -105,6 +105,8 @@ def describe(model: OverhaulDistiller) -> str:
 
 def describe_strength(strength: Strength, step: int) -> str:
     """Return how strong the distillation is beside the task after ``step`` steps, in one line."""
+    if strength.task_loss is None:
+        return f'Step {step}: distillation loss {strength.distillation_loss:.4g}; no task, for want of labels or a head'
     return (f'Step {step}: task loss {strength.task_loss:.4g}, distillation loss {strength.distillation_loss:.4g} '
             f'({strength.loss_ratio:.3g} times it); its gradient on the student is {strength.gradient_ratio:.3g} times '
             "the task's")
