@@ -48,6 +48,7 @@ QUICK = {
         'train_dataloader.dataset.pipeline.2.scale=(128,64)', 'val_dataloader.dataset.pipeline.1.scale=(128,64)',
         'model.student.backbone.init_cfg=None'],
     DIGITS: [*TWO_ITERATIONS, 'val_dataloader.dataset.indices=20'],
+    DIGITS.replace('.py', '_unlabelled.py'): [*TWO_ITERATIONS, 'val_dataloader.dataset.indices=20'],
     SCENES: [*TWO_ITERATIONS, 'val_dataloader.dataset.length=4'],
 }
 QUICK_DRY_RUN = ['train_dataloader.batch_size=2', 'model.input_size=(64,64)']
@@ -188,7 +189,7 @@ def test_every_command_of_the_evidence_makes_what_it_should(tmp_path, monkeypatc
             words += ['--cfg-options', 'test_dataloader.dataset.length=4']
         run(shlex.join(words))
         made += [word for word in words if word.startswith('docs/')]
-    assert len(set(made)) == 7 and all((tmp_path / name).stat().st_size for name in made)
+    assert len(set(made)) == 8 and all((tmp_path / name).stat().st_size for name in made)
 
 
 def test_what_holds_a_row_of_what_is_reported_is_there():

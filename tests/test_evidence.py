@@ -85,6 +85,21 @@ def test_label_budget():
     assert rows('How many labels a teacher is worth') == expected
 
 
+def test_images_without_labels():
+    ours = read_results(ROOT / 'docs/results/label_budget_unlabelled.csv').units['% error']['distilled']
+    known = read_results(ROOT / 'docs/results/label_budget.csv').units['% error']
+    words, expected = command('label_budget_unlabelled'), []
+    assert words[words.index('--vary') + 2:words.index('--csv')] == list(ours)
+    for value, sample in ours.items():
+        assert len(sample) == int(words[words.index('--seeds') + 1])
+        alone, distilled = (known[side][value][:len(sample)] for side in ('alone', 'distilled'))
+        expected.append([
+            value, str(len(sample)), f'{np.mean(alone):.2f}', f'{np.mean(distilled):.2f}', mean_and_interval(sample),
+            f'{min(sample):.2f} to {max(sample):.2f}', f'{np.mean(sample) / np.mean(distilled):.2f}',
+            f'{stats.ttest_rel(distilled, sample).pvalue:.1g}'])
+    assert rows('Images without labels') == expected
+
+
 def test_ablations():
     samples = read_results(ROOT / 'docs/results/ablations.csv').units['% error']['distilled']
     assert list(samples) == [variant.split()[0] for variant in VARIANTS]
