@@ -14,7 +14,9 @@ from overhaul.method.stages import Stage, auto_taps, find_stages, pair_stages
 from overhaul.method.taps import Taps
 from overhaul.registry import build
 
-CONFIGS = {path.stem: model_of(str(path)) for path in sorted((Path(__file__).parents[2] / 'configs').glob('[!f]*.py'))}
+CONFIGS = {  # those of detection need mmdet, and that of a folder its images
+    path.stem: model_of(str(path)) for path in sorted((Path(__file__).parents[2] / 'configs').glob('*.py'))
+    if not path.stem.startswith(('coco', 'folder', 'voc_ssd300'))}
 PAIRS = {name: cfg for name, cfg in CONFIGS.items() if not isinstance(cfg.get('taps', 'auto'), str)}
 # Small, and with the strides of the full size.
 SIZES = dict(cifar100=(32, 32), imagenet=(64, 64))
