@@ -57,8 +57,8 @@ def test_speed():
             assert ('| {:.1f} | {median:.3f} ({first_quartile:.3f} to {third_quartile:.3f}) |'.format(
                 variant['images_per_second'], **variant['ratio'])) in page
     floor, eager, best = (measured[64][mode] for mode in ('floor', 'eager', 'bfloat16+channels_last'))
-    assert f'{eager["ratio"]["median"]:.2f} times the time' in readme
-    assert f'{eager["memory_ratio"]:.2f} times its memory; with' in readme
+    assert (f'{eager["ratio"]["median"]:.2f} times the time of the floor and {eager["memory_ratio"]:.2f} times its '
+            'memory.') in readme
     assert f'{best["images_per_second"] / floor["images_per_second"]:.1f} times the images per second' in readme
     assert f'in {best["memory_ratio"]:.2f} times its memory' in readme
 

@@ -187,7 +187,8 @@ def _draw_budget(
     axes.set_xticks(range(len(budgets)), ['all' if budget == 'None' else budget for budget in budgets],
                     **(dict(rotation=30, ha='right') if named else {}))
     samples = [sample for side in results.values() for sample in side.values()]
-    if less_is_better(unit) and min(map(min, samples)) > 0:  # half of an error is as much wherever it starts
+    # Half of an error is as much wherever it starts.
+    if less_is_better(unit.partition(' of ')[0]) and min(map(min, samples)) > 0:
         axes.set_yscale('log')
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter('{x:g}')
