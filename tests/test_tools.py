@@ -296,7 +296,7 @@ def test_refusal_is_one_paragraph_and_status_1(tmp_path):
     (['model.student.backbone.type=WideResNet'], r'student asks for the type "WideResNet".* Nearest: overhaul.WideRes'),
     (['model.teacher.type=ImageClasifier'], r'teacher asks for the type "ImageClasifier".*Nearest: .*ImageClassifier'),
     (['model.margin.type=MarginRelu'], r'margin asks for the type "MarginRelu".* Nearest: overhaul.MarginReLU'),
-    (['model.tap=1'], r'OverhaulDistiller an unknown key "tap"\. Nearest: taps, task, alpha\.'),
+    (['model.tap=1'], r'OverhaulDistiller an unknown key "tap"\. Nearest: taps, task, tap_neck\.'),
     (['model.alhpa=1'], r'OverhaulDistiller an unknown key "alhpa"\. Nearest: alpha\.'),
     (['model.distill_loss.alpha=1'], r'distill_loss gives PartialL2Loss an unknown key "alpha"\. Nearest: loss_weight'),
     (['model.connector.type=ConvBNConnector', 'model.connector.kernel=3'],

@@ -65,8 +65,8 @@ def test_the_features_become_better(trained):
 
 def test_the_neighbours_are_those_that_a_search_by_hand_finds(trained):
     model = build_distiller(student=dict(wide_resnet(1), head=None))
-    data = [DATASETS.build(dict(type='overhaul.Digits', split='test', pipeline=[dict(type='mmpretrain.PackInputs')]))[i]
-            for i in range(100)]
+    digits = DATASETS.build(dict(type='overhaul.Digits', split='test', pipeline=[dict(type='mmpretrain.PackInputs')]))
+    data = [digits[i] for i in range(100)]
     hook = ProbeFeaturesHook(labelled={}, neighbours=1)
     hook._loaders = dict(labelled=[
         dict(inputs=[item['inputs'] for item in data], data_samples=[item['data_samples'] for item in data])])

@@ -198,7 +198,7 @@ if __name__ == '__main__':
     warnings.filterwarnings('ignore')
     pretend()
     # No thread beside this one draws, for the modes above are those of a thread.
-    from overhaul.engine.hooks import runner as hooks_runner
-    hooks_runner.progress = lambda items, *_: items
+    from overhaul.engine import runner as engine_runner
+    engine_runner.progress = lambda items, *_: items
     for config in sys.argv[1:]:
         print(json.dumps(dict(config=Path(config).stem, **simulate(config))), flush=True)
