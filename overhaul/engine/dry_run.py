@@ -115,6 +115,10 @@ class RandomImages(Dataset):
         self.metainfo = dict(classes=tuple(map(str, range(self.task.num_classes or 0))))
         self.annotated = self.task.random_sample(self.size, torch.Generator()) is not None
 
+    def __deepcopy__(self, memo: dict) -> RandomImages:
+        """Return itself, which does not change: mmengine copies the config of a loader with all that is in it."""
+        return self
+
     def __len__(self) -> int:
         return self.length
 

@@ -40,6 +40,9 @@ def pretend() -> None:
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     fake_tensor.init_gpu_context, fake_tensor.FakeTensorMode.avoid_device_init = lambda device: None, True
+    # These tensors have no content to be rid of, and do not let go of their place.
+    to = torch.nn.Module.to
+    torch.nn.Module.to = lambda module, *where, **how: module if where == ('meta', ) else to(module, *where, **how)
     torch.Tensor.pin_memory = lambda tensor, *_: tensor
     torch.autograd.backward = torch.no_grad()(lambda tensors, *_, **__: walk(
         [tensors] if isinstance(tensors, torch.Tensor) else tensors) and None)
