@@ -76,7 +76,7 @@ def test_the_parts_of_the_method_know_neither_each_other_nor_what_uses_them():
             'overhaul.registry', 'overhaul.tasks', 'overhaul.method.memory_format', 'overhaul.method.tokens'}, part
 
 
-def test_the_docstring_of_the_method_names_all_its_files_in_the_order_of_reading():
+def test_the_docstring_of_the_method_names_all_its_files():
     listed = re.findall(r'^\d+\. ``(\w+)``', ast.get_docstring(MODULES['overhaul.method']), re.MULTILINE)
     assert sorted(listed) == sorted(path.stem for path in (PACKAGE / 'method').glob('[!_]*.py'))
 
