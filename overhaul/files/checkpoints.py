@@ -30,6 +30,9 @@ _SCHEMES = ('http', 'https', 'overhaul', *_ZOOS)
 # Where a file has its weights, if it says nothing of other sets; '' is its top.
 PLAIN_KEYS = ('state_dict', 'model', '')
 
+# Averages that mmcv's and LDM's hooks keep among the weights: how their names begin, and what they have for a dot.
+_AVERAGES_WITHIN = (('ema_', '_'), ('model_ema.', ''))
+
 _OFFICIAL_SITE = 'https://github.com/clovaai/overhaul-distillation'
 _OFFICIAL_FILES = {  # how the name of the file begins -> what it is
     'WRN28-4_21.09': 'WRN 28-4 for CIFAR-100',
@@ -67,6 +70,8 @@ def read_checkpoint(source: str) -> dict:
         found = f'a {type(checkpoint).__name__}'
         if isinstance(checkpoint, dict):
             found += f' with the keys {examples(map(str, checkpoint))}' if checkpoint else ' with nothing in it'
+        if lists_in(checkpoint):
+            found += ', with tensors in a list, where they have no names'
         raise ValueError(
             f'"{path}" holds no weights: a dictionary of tensors is expected at its top, or under a key such as '
             f'"state_dict" or "model", and there is {found}. Save one with '
@@ -113,19 +118,49 @@ def weights_in(checkpoint: object) -> dict[str, dict[str, torch.Tensor]]:
     """Return the sets of weights in what :func:`read_checkpoint` reads, by their key; ``''`` is the top of the file.
 
     The first is the one that is meant where nothing else is said: that of ``state_dict``, of ``model``, of the top. Of
-    what lies a level deeper both keys are named, as in ``'model.state_dict'``.
+    what lies deeper all keys are named, as in ``'model.state_dict'``. An average that is kept among the weights, under
+    names without dots, is a set of its own, called by the beginning of those names.
     """
-    if not isinstance(checkpoint, dict):
-        return {}
-    dicts = {key: value for key, value in checkpoint.items() if isinstance(value, dict)}
-    top = {key: value for key, value in checkpoint.items() if key not in dicts}
-    sets = {'': top, **dicts} | {
-        f'{key}.{inner}': value for key, values in dicts.items() for inner, value in values.items()
-        if isinstance(value, dict)}
+    sets = {}
+    for key, part in _parts(checkpoint):
+        if isinstance(part, dict) and any(isinstance(value, torch.Tensor) for value in part.values()):
+            sets[key] = {  # an epoch, or the name of the network, may lie beside
+                str(name): value for name, value in part.items()
+                if isinstance(value, torch.Tensor) or not isinstance(value, dict) and '.' in str(name)}
     ordered = {key: sets.pop(key) for key in PLAIN_KEYS if key in sets} | sets
-    return {
-        str(key): {str(name): value for name, value in weights.items()} for key, weights in ordered.items()
-        if any(isinstance(value, torch.Tensor) for value in weights.values())}
+    for key, weights in list(ordered.items())[:1]:
+        for beginning, dot in _AVERAGES_WITHIN:
+            average = _average_within(weights, beginning, dot)
+            if average:  # of the parameters; the other tensors belong to both
+                plain = {name: value for name, value in weights.items() if not name.startswith(beginning)}
+                ordered |= {key: plain, beginning: plain | average}
+    return ordered
+
+
+def lists_in(checkpoint: object) -> dict[str, int]:
+    """Return how many tensors there are in lists, where nothing tells which is which, by the key of the list."""
+    return {key: len(part) for key, part in _parts(checkpoint) if isinstance(part, list | tuple) and len(part) > 1
+            and all(isinstance(value, torch.Tensor) and value.is_floating_point() for value in part)}
+
+
+def _parts(part: object, key: str = '') -> Iterator[tuple[str, object]]:
+    """Yield all that lies in ``part``, itself first, and where. Optimizers are passed by: they hold tensors too."""
+    yield key, part
+    for name, value in part.items() if isinstance(part, dict) else ():
+        if isinstance(name, str) and not name.startswith('optim'):
+            yield from _parts(value, f'{key}.{name}' if key else name)
+
+
+def _average_within(weights: dict[str, torch.Tensor], beginning: str, dot: str) -> dict[str, torch.Tensor]:
+    found = {}
+    for name in weights:
+        parts = [] if name.startswith(beginning) else name.split('.')
+        for first in range(len(parts)):  # of a part of the model, perhaps
+            value = weights.get(beginning + dot.join(parts[first:]))
+            if value is not None:
+                found[name] = value
+                break
+    return found
 
 
 def classes_in(checkpoint: dict) -> tuple[str, ...]:

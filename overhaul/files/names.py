@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from overhaul.files.checkpoints import PLAIN_KEYS, examples
-from overhaul.tasks import Task, task_of
+from overhaul.tasks import Task, student_of, task_of
 
 # What official networks and torchvision call otherwise. Applied in this order; what is ours passes through unchanged.
 _RENAMES: list[tuple[str, str | Callable[[re.Match], str]]] = [
@@ -37,14 +37,14 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match], str]]] = [
 _SPARE = re.compile(r'auxiliary_head\.|data_preprocessor\.|ema_|(.+\.)?mask_token$')
 # What a model may have more than the file, since no prediction depends on it.
 _UNUSED = re.compile(r'auxiliary_head\.|(.+\.)?mask_token$')
+# The norm of one output of a backbone, which is there where that output is asked for. It begins as 1 and 0.
+_OUTPUT_NORM = re.compile(r'(backbone\.)?(norm|ln|fc_norm)\d*\.(weight|bias)$')
 # What wrappers around a part of a model put into the names of its tensors.
 _WRAPPERS = re.compile(r'(?<=\.)(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
 # What the last module is called where it tells classes apart; one that projects for a contrastive loss is none.
 _CLASSIFIER = re.compile(
     r'(?!.*(proj|contrast|aux))(.*[._])?'
     r'(fc|cls|class\w*|heads?|linear|dense|logits?|out|output|pred\w*|seg|score|last|final|top)([._]?\d+|_\w+)*$')
-# A first convolution for other channels is a tensor or two of a backbone; another depth or width is many.
-_NEARLY_ALL = 0.9
 
 
 @dataclass
@@ -77,31 +77,43 @@ class Fit:
         self.taken = {
             name: value for name, value in self.weights.items()
             if name in self.model and _shape(value) == _shape(self.model[name])}
-        self.missing = [name for name in self.model if name not in self.taken and not _is_counter(name)]
+        self.missing = [name for name in self.model if name not in self.taken and not _counts(self.model[name])]
         self.unexpected = [name for name in self.weights if name not in self.model]
         self.mismatched = [name for name in self.weights if name in self.model and name not in self.taken]
 
     @property
     def size(self) -> int:
-        """How many tensors fit, without the counters that older files lack."""
-        return sum(not _is_counter(name) for name in self.taken)
+        """How many tensors fit, without those of whole numbers."""
+        return sum(not _counts(value) for value in self.taken.values())
 
     @property
     def has_all(self) -> bool:
-        """Whether each tensor of the one has its place in the other, but for those that no prediction depends on."""
+        """Whether file and model have the same tensors. One may lack those that no prediction depends on."""
         return not self.unexpected and all(_UNUSED.match(name) for name in self.missing)
 
     @property
+    def astray(self) -> list[str]:
+        """What comes before the head and is only in the file, only in the model, or of another shape."""
+        return [name for name in (*self.missing, *self.unexpected)
+                if self.in_backbone(name) and not _UNUSED.match(name) and not _OUTPUT_NORM.match(name)]
+
+    @property
     def has_backbone(self) -> bool:
-        """Whether nearly all tensors in front of the head, of the model and of the file, fit."""
-        backbone = [name for name in self.model if self.in_backbone(name) and not _is_counter(name)]
-        fit = sum(name in self.taken for name in backbone)
-        more = sum(self.in_backbone(name) and not _is_counter(name) for name in self.unexpected)
-        return fit > 0 and fit >= _NEARLY_ALL * max(len(backbone), fit + more)
+        """Whether the file fills all that comes before the head, and holds no more of it.
+
+        The convolution that takes the image may be for other channels.
+        """
+        return any(map(self.in_backbone, self.taken)) and all(map(self._is_for_other_channels, self.astray))
+
+    def _is_for_other_channels(self, name: str) -> bool:
+        if name not in self.mismatched:
+            return False
+        theirs, ours = self.weights[name].shape, self.model[name].shape
+        return len(ours) > 2 and ours[1] == self.task.channels and (*theirs[:1], *theirs[2:]) == (*ours[:1], *ours[2:])
 
     @property
     def rank(self) -> tuple[bool, int]:
-        """By what fits are compared: of those that are none, the one that comes near in its names."""
+        """The order of fits: first those with a backbone, then those with more tensors of the right name."""
         return (True, self.size) if self.has_backbone else (False, self.size + len(self.mismatched))
 
     def in_backbone(self, name: str) -> bool:
@@ -123,12 +135,16 @@ def fits(sets: dict[str, dict[str, Tensor]], model: nn.Module, prefix: str | Non
     Args:
         prefix: How the names in the file begin that are meant. Default: found out.
     """
-    task, current = Task(model) if hasattr(model, 'student') else task_of(model), model.state_dict()
-    enough = sum(task.is_of_trunk(name) and not _is_counter(name) for name in current) / 2
+    task, current = task_of(model) if student_of(model) is model else Task(model), model.state_dict()
+    enough = sum(task.is_of_trunk(name) and not _counts(value) for name, value in current.items()) / 2
     found = []
     for key, weights in sets.items():
-        for beginning in _prefixes(weights, enough) if prefix is None else [prefix]:
-            candidates = list(_candidates(task, current, key, beginning, weights))
+        prefixes = _prefixes(weights, enough)
+        for beginning in prefixes if prefix is None else [prefix]:
+            inside = _inside(weights, beginning, prefixes)
+            outside = [name for name in weights if not name.startswith(beginning)
+                       or name.removeprefix(beginning) not in inside]
+            candidates = list(_candidates(task, current, key, beginning, inside, outside))
             best = max(candidates, key=lambda fit: (*fit.rank, -len(fit.unexpected)))
             if not any(best.taken and best.is_in(fit) for fit in found):
                 found.append(best)
@@ -138,7 +154,7 @@ def fits(sets: dict[str, dict[str, Tensor]], model: nn.Module, prefix: str | Non
 def rivals(found: list[Fit]) -> list[Fit]:
     """Return those of :func:`fits` that could be meant just as well as the first; with it, or none."""
     best = found[0]
-    equal = [fit for fit in found[1:] if fit.size == best.size and fit.has_backbone and (
+    equal = [fit for fit in found[1:] if fit.size == best.size > 0 and (
         best.prefix and fit.prefix if fit.key == best.key else best.key not in PLAIN_KEYS)]
     return [best, *equal] if equal else []
 
@@ -168,7 +184,7 @@ def to_model_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def misfit(weights: dict[str, Tensor], model: dict[str, Tensor]) -> str:
     """Return in what ``weights`` differ from the tensors of a ``model``, in names and shapes; ``''`` if in nothing."""
     missing = [
-        f'{name} {_shape(value)}' for name, value in model.items() if name not in weights and not _is_counter(name)]
+        f'{name} {_shape(value)}' for name, value in model.items() if name not in weights and not _counts(value)]
     unexpected = [f'{name} {_shape(value)}' for name, value in weights.items() if name not in model]
     mismatched = [
         f'{name} {_shape(value)} for {_shape(model[name])} in the model' for name, value in weights.items()
@@ -178,14 +194,13 @@ def misfit(weights: dict[str, Tensor], model: dict[str, Tensor]) -> str:
 
 
 def _candidates(
-        task: Task, model: dict[str, Tensor], key: str, prefix: str, weights: dict[str, Tensor]) -> Iterator[Fit]:
-    inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    outside = [name for name in weights if not name.startswith(prefix)]
-
+        task: Task, model: dict[str, Tensor], key: str, prefix: str, inside: dict[str, Tensor], outside: list[str],
+) -> Iterator[Fit]:
     def fit(added: str, renamed: dict[str, Tensor]) -> Fit:
-        spare = [name for name in renamed if name not in model and _SPARE.match(name)]
+        spare = {name: value for name, value in renamed.items()
+                 if name not in model and (_SPARE.match(name) or _counts(value))}
         kept = {name: value for name, value in renamed.items() if name not in spare}
-        return _with_the_last_module(Fit(task, model, key, prefix, added, kept, outside + spare))
+        return _with_the_last_module(Fit(task, model, key, prefix, added, kept, outside + list(spare)))
 
     bare = {name if name in model else _WRAPPERS.sub('', name): value for name, value in inside.items()}
     if len(bare) == len(inside):  # no two names became one
@@ -197,6 +212,17 @@ def _candidates(
     except ValueError:
         return  # no names of one network
     yield fit('backbone.', official)
+
+
+def _inside(weights: dict[str, Tensor], prefix: str, prefixes: Iterable[str]) -> dict[str, Tensor]:
+    """Return what begins with ``prefix``, without that, and without a copy of it all under a further prefix."""
+    inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    for further in prefixes:
+        further = further.removeprefix(prefix) if further.startswith(prefix) else ''
+        copy = {further + name for name in inside} & inside.keys() if further else ()
+        if 2 * len(copy) > sum(name.startswith(further) for name in inside):
+            inside = {name: value for name, value in inside.items() if not name.startswith(further)}
+    return inside
 
 
 def _placed(name: str, added: str, inside: dict[str, Tensor], model: dict[str, Tensor]) -> str:
@@ -244,8 +270,9 @@ def _with_the_last_module(fit: Fit) -> Fit:
     return Fit(fit.task, fit.model, fit.key, fit.prefix, fit.added, kept | renamed, fit.left_out, (their, our))
 
 
-def _is_counter(name: str) -> bool:
-    return name.endswith('num_batches_tracked')
+def _counts(value: object) -> bool:
+    """Return whether ``value`` has whole numbers, which are counted or computed, as an index is, and never learnt."""
+    return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
 
 
 def _shape(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from overhaul.files.adapted import adapted
-from overhaul.files.checkpoints import PLAIN_KEYS, classes_in, examples, read_checkpoint, weights_in
+from overhaul.files.checkpoints import PLAIN_KEYS, classes_in, examples, lists_in, read_checkpoint, weights_in
 from overhaul.files.names import Fit, fits, misfit, rivals
 from overhaul.registry import nearest
 from overhaul.tasks import student_of
@@ -20,7 +21,9 @@ from overhaul.tasks import student_of
 _ANOTHER = (
     'Give the model in the config the architecture, depth, width and number of classes of the file, or name the file '
     'that belongs to it.')
-
+_IN_PART = (
+    "To begin with a part of it and train the rest from random weights, say so: init_cfg=dict(type='Pretrained', "
+    "checkpoint='...', prefix='backbone.') of the backbone takes what fits.")
 
 # mmengine's EMAHook saves the average as state_dict.
 _NOTES = {'ema_state_dict': ' (the weights before they were averaged)'}
@@ -79,11 +82,7 @@ class WeightsFile:
         self._found: dict[nn.Module, list[Fit]] = {}
         checkpoint = read_checkpoint(source.file)
         self.sets, self.classes = weights_in(checkpoint), classes_in(checkpoint)
-        for weights in list(self.sets.values())[:1]:
-            # mmcv's EMAHook keeps a second set within the first, under names without dots.
-            within = {name: weights.get('ema_' + name.replace('.', '_')) for name in weights}
-            if any(value is not None for value in within.values()):
-                self.sets['ema_'] = {name: value for name, value in within.items() if value is not None}
+        self._lists = lists_in(checkpoint)
         if source.key is not None:
             if source.key not in self.sets:
                 known = ', '.join(f'"{key}"' for key in self.sets)
@@ -153,11 +152,13 @@ class WeightsFile:
                 f'({examples(wrong)}): the training that it is from went wrong, or the file is damaged. Nothing was '
                 'loaded. Take an earlier one.')
 
-    def refusal(self, model: nn.Module, fit: Fit, hint: str = '') -> ValueError:
-        """Return what to raise where ``fit`` is not enough."""
+    def refusal(self, model: nn.Module, fit: Fit, hint: str = '', names: Collection[str] | None = None) -> ValueError:
+        """Return what to raise where ``fit`` is not enough, in all tensors or in those of ``names``."""
+        theirs, ours = ({name: value for name, value in tensors.items() if names is None or name in names}
+                        for tensors in (fit.weights, fit.model))
         return ValueError(
-            f'The checkpoint "{self.source.file}" does not fit the {type(model).__name__}: '
-            f'{misfit(fit.weights, fit.model)}. Nothing was loaded. {hint or _ANOTHER}')
+            f'The checkpoint "{self.source.file}" does not fit the {type(model).__name__}: {misfit(theirs, ours)}. '
+            f'Nothing was loaded. {hint or _ANOTHER}')
 
     def tell(self, model: nn.Module, fit: Fit, what: str) -> None:
         """Log what was taken, from where, what was not, and what could have been."""
@@ -166,7 +167,7 @@ class WeightsFile:
         how += [f'with "{fit.added}" put before names that the model lacks'] if fit.added else []
         how += ['with "{}" as "{}"'.format(*fit.renamed)] if fit.renamed else []
         if fit.adapted:
-            how.append(f'{len(fit.adapted)} of them as its own code adapts them ({examples(fit.adapted)})')
+            how.append(f'{len(fit.adapted)} of them adapted to it ({examples(fit.adapted)})')
         _log(', '.join([f'Loaded {len(fit.taken)} tensors of {file} into the {what}', *how]) + '.')
         if fit.missing:
             _log(f'{len(fit.missing)} of {len(fit.missing) + fit.size} tensors of the {what} are not in {file}, or of '
@@ -176,9 +177,12 @@ class WeightsFile:
         if left_out:
             _log(f'Left out {len(left_out)} tensors of {file} for which the model has no place: {examples(left_out)}.')
         for other in self._fits(model)[1:]:
-            if other.has_backbone and not other.is_in(fit):
+            if 2 * other.size > fit.size and not other.is_in(fit):
                 note = _NOTES.get(other.key, '')
                 _log(f'{file} also holds {_name(other)}{note}. To take that: {self._choice(other)}.')
+        for key, count in self._lists.items():
+            _log(f'{file} also holds a list of {count} tensors, "{key}", which has no names and was left out. To take '
+                 'that: copy it into the model in the program that wrote it, and save its state_dict.')
 
     def _choice(self, fit: Fit) -> str:
         if not self.source.argument:
@@ -197,10 +201,9 @@ def _name(fit: Fit) -> str:
 def load_weights(model: nn.Module, source: str | dict) -> None:
     """Load the weights in ``source`` into ``model``, each tensor of the same name and shape, or none at all.
 
-    Which tensor is which is recognised from the names in the file, see :func:`fits`. ``num_batches_tracked`` may be
-    absent, and auxiliary heads, which no prediction depends on. The file may also hold auxiliary heads that the model
-    lacks, and what frameworks save beside weights; log lines tell how many, and where several sets of weights would
-    fit, which was taken.
+    Which tensor is which is recognised from the names in the file, see :func:`fits`. Either may lack what no prediction
+    depends on, as auxiliary heads, and tensors of whole numbers, which are counted or computed. Log lines tell what was
+    left out, and where several sets of weights would fit, which was taken.
 
     Args:
         model: An mmpretrain classifier, an mmseg segmentor, any other model of mmengine, or a distiller, whose student
@@ -237,8 +240,8 @@ def load_teacher(model: nn.Module, source: str | dict) -> list[str]:
     """
     file = WeightsFile(Source.of(source, 'teacher_checkpoint'))
     fit = file.fit(model)
-    if not fit.taken or any(fit.in_backbone(name) for name in (*fit.unexpected, *fit.mismatched)):
-        raise file.refusal(model, fit)
+    if not fit.taken or any(name in fit.weights for name in fit.astray):
+        raise file.refusal(model, fit, names=fit.astray)
     _load(model, file, fit)
     model.dataset_meta = dict(classes=file.classes)
     return fit.missing
@@ -248,9 +251,9 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
     """Return the weights in ``source`` from which a training of ``model`` can start, by the names that it has for them.
 
     These are those of student and connectors that a distillation of the same kind has saved, or those of the student of
-    ``model`` if it is a distiller, or those of the model. Nearly all tensors of the backbone must be there. The rest
-    may differ: a head for other classes, a first convolution for other channels; what stays as it was initialised, a
-    warning tells.
+    ``model`` if it is a distiller, or those of the model. All that comes before the head must be there. Three kinds of
+    tensors may differ, and a warning names those that stay as they were initialised: the head; the convolution that
+    takes the image, for other channels; the norm of an output of the backbone that the file does not give.
 
     Args:
         model: A distiller, or any model of mmengine.
@@ -273,7 +276,8 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
             name: value for name, value in fit.taken.items() if name.startswith(('student.', 'connectors.'))}
     if not fit.has_backbone:
         fits_teacher = distills and file.fits_whole(model.teacher)
-        raise file.refusal(student, fit, 'It fits the teacher: name it as teacher_checkpoint.' * fits_teacher)
+        raise file.refusal(student, fit, 'It fits the teacher: name it as teacher_checkpoint.' if fits_teacher else
+                           f'{_ANOTHER} {_IN_PART}', fit.astray)
     file.check_values(fit)
     file.tell(student, fit, part)
     return {beginning + name: value for name, value in fit.taken.items()}

@@ -416,14 +416,47 @@ def test_the_average_beside_the_weights_is_told_and_taken_where_it_is_asked_for(
     assert lines[-1] == f'Loaded {len(state)} tensors of {file} into the ImageClassifier, from "{average}".'
 
 
-def test_averages_of_openmmlab(tmp_path, lines, state):
-    within = {'ema_' + name.replace('.', '_'): value for name, value in others(state).items()}
-    file, model = save(tmp_path, dict(state_dict={**state, **within})), MODELS.build(small())
-    load_weights(model, file)
-    assert same(model.state_dict(), state) and 'also holds "ema_"' in lines[-1]
-    load_weights(model, dict(file=file, key='ema_'))
-    assert same(model.state_dict(), others(state))
+@pytest.mark.parametrize('beginning, dot, prefix', [
+    ('ema_', '_', ''), ('model_ema.', '', ''), ('model_ema.', '', 'model.')], ids=['mmcv', 'LDM', 'LDM with a prefix'])
+def test_an_average_among_the_weights_under_names_without_dots(tmp_path, lines, state, beginning, dot, prefix):
+    """It is of the parameters alone; running statistics belong to both."""
+    averaged = {name: state[name] + 1 for name, _ in MODELS.build(small()).named_parameters()}
+    within = {beginning + name.replace('.', dot): value for name, value in averaged.items()}
+    counters = {f'{beginning}num_updates': torch.tensor(3), f'{beginning}decay': torch.tensor(0.9)}
+    file = save(tmp_path, dict(state_dict={**prefixed(prefix, state), **within, **counters}))
+    model = MODELS.build(small())
+    load_teacher(model, file)
+    assert same(model.state_dict(), state)
+    load_teacher(model, eval(lines[-1].partition('To take that: teacher_checkpoint=')[2].removesuffix('.')))
+    assert same(model.state_dict(), {**state, **averaged})
 
+
+def test_the_average_of_a_callback_and_one_beside_a_whole_model(tmp_path, lines, state):
+    model = MODELS.build(small())
+    callback = {"EMA{'decay': 0.9}": dict(ema_state_dict=prefixed('model.', others(state)))}
+    optimizers = [dict(state={0: dict(exp_avg=torch.zeros(3))})]
+    for content in (
+            dict(state_dict=prefixed('model.', state), callbacks=callback, optimizer_states=optimizers),
+            dict(state_dict={**prefixed('ema_model.module.', others(state)), **state}),
+            {**state, **prefixed('teacher.', others(state)), 'epoch': 3, 'arch': 'resnet18'}):
+        file = save(tmp_path, content)
+        load_teacher(model, file)
+        assert same(model.state_dict(), state)
+        load_teacher(model, eval(lines[-1].partition('To take that: teacher_checkpoint=')[2].removesuffix('.')))
+        assert same(model.state_dict(), others(state))
+
+
+def test_an_average_in_a_list_is_told_and_refused_alone(tmp_path, lines, state):
+    model, average = MODELS.build(small()), dict(decay=0.9, shadow_params=[value + 1. for value in state.values()])
+    load_weights(model, save(tmp_path, dict(state_dict=state, ema=average)))
+    assert same(model.state_dict(), state)
+    assert f'a list of {len(state)} tensors, "ema.shadow_params", which has no names and was left out' in lines[-1]
+    with pytest.raises(ValueError, match='with tensors in a list, where they have no names'):
+        load_weights(model, save(tmp_path, average))
+
+
+def test_averages_of_openmmlab(tmp_path, lines, state):
+    model = MODELS.build(small())
     file = save(tmp_path, dict(
         state_dict=state, ema_state_dict={**prefixed('module.', others(state)), 'steps': torch.tensor(1)}))
     load_weights(model, file)
@@ -546,10 +579,10 @@ def transformer(kind, size, **changes):
     return dict(type='mmpretrain.ImageClassifier', backbone=backbone)
 
 
-def swin(size=64, **changes):
+def swin(size=64, window=4, **changes):
     arch = dict(embed_dims=8, depths=[1, 2], num_heads=[1, 2])
     return transformer(
-        'SwinTransformer', size, arch=arch, patch_size=4, window_size=4, out_indices=(1, ), **changes)
+        'SwinTransformer', size, arch=arch, patch_size=4, window_size=window, out_indices=(1, ), **changes)
 
 
 def beit(size):
@@ -587,9 +620,75 @@ def test_what_mmpretrain_loads_is_loaded_as_mmpretrain_loads_it(tmp_path, lines,
     assert same(model.state_dict(), truth.state_dict())
     assert [load_teacher(teacher, file), same(teacher.state_dict(), truth.state_dict())] == [[], True]
     assert not same(before, truth.state_dict())
-    assert 'as its own code adapts them (backbone.' in lines[0]
+    assert 'of them adapted to it (backbone.' in lines[0]
     student = MODELS.build(other)
     assert {**student.state_dict(), **starting_weights(student, file)}.keys() == before.keys()
+
+
+def mmseg_transformer(kind, **backbone):
+    return dict(
+        type='mmseg.EncoderDecoder', backbone=dict(type=f'mmseg.{kind}', **backbone),
+        decode_head=dict(type='mmseg.FCNHead', in_channels=8, in_index=0, channels=4, num_convs=1, num_classes=3))
+
+
+def mmseg_vit(size):
+    return mmseg_transformer(
+        'VisionTransformer', img_size=size, embed_dims=8, num_layers=1, num_heads=2, patch_size=16, out_indices=(0, ))
+
+
+def mmseg_swin(window):
+    return mmseg_transformer('SwinTransformer', pretrain_img_size=64, embed_dims=8, depths=(1, 2), num_heads=(1, 2),
+                             strides=(4, 2), out_indices=(0, ), window_size=window)
+
+
+@pytest.mark.parametrize('cfg, other', [
+    (mmseg_vit(64), mmseg_vit((96, 32))), (mmseg_swin(4), mmseg_swin(7)), (mmseg_swin(7), mmseg_swin(4))])
+def test_what_mmseg_resizes_where_it_initialises_is_resized_where_it_loads(tmp_path, lines, cfg, other):
+    torch.manual_seed(0)
+    source, model = MODELS.build(cfg), MODELS.build(other)
+    for parameter in source.parameters():
+        parameter.data.normal_()
+    backbone = save(tmp_path, {  # mmseg would take an index of another size for weights
+        name: value for name, value in source.backbone.state_dict().items() if value.is_floating_point()}, 'part.pth')
+    truth = MODELS.build(dict(other['backbone'], init_cfg=dict(type='Pretrained', checkpoint=backbone)))
+    truth.init_weights()
+    load_weights(model, save(tmp_path, source.state_dict()))
+    torch.testing.assert_close(model.backbone.state_dict(), truth.state_dict())
+    assert 'of them adapted to it (backbone.' in lines[0]
+
+
+@pytest.mark.parametrize('kind', ['SwinTransformer', 'BEiTViT'])
+def test_tables_of_another_window_go_into_a_model_of_mmpretrain(tmp_path, kind):
+    """The middle stays in the middle; scipy has no more what mmpretrain would resize them with."""
+    def cfg(window):
+        return swin(window=window) if kind == 'SwinTransformer' else transformer(kind, 16 * window)
+
+    def tables(model):
+        return {name: value for name, value in model.state_dict().items() if name.endswith('bias_table')}
+
+    source, model = MODELS.build(cfg(4)), MODELS.build(cfg(6))
+    for table in tables(source).values():
+        rows = torch.arange(7.).repeat_interleave(7) - 3
+        table[:49], table[49:] = rows[:, None], 9
+    load_weights(model, save(tmp_path, source.state_dict()))
+    assert tables(model)
+    for table in tables(model).values():
+        middle = table[:121].reshape(11, 11, -1)
+        assert (table[121:] == 9).all() and middle[5].abs().max() < 1e-5
+        assert (middle.diff(dim=0) > 0).all() and middle.diff(dim=1).abs().max() < 1e-5
+
+
+def test_what_a_convolution_computes_of_its_weights_is_computed(tmp_path):
+    def cfg(**conv):
+        return dict(type='mmseg.EncoderDecoder',
+                    backbone=dict(type='mmseg.ResNet', depth=18, base_channels=8, **conv),
+                    decode_head=dict(type='mmseg.FCNHead', in_channels=64, channels=4, num_convs=1, num_classes=3))
+
+    plain, model, truth = (MODELS.build(cfg(**conv)) for conv in ({}, *2 * [dict(conv_cfg=dict(type='ConvAWS'))]))
+    truth.load_state_dict(plain.state_dict(), strict=False)
+    load_weights(model, save(tmp_path, plain.state_dict()))
+    assert same(model.state_dict(), truth.state_dict())
+    torch.testing.assert_close(model.backbone.conv1.weight_beta.flatten(), plain.backbone.conv1.weight.mean((1, 2, 3)))
 
 
 def test_what_mmpretrain_cannot_adapt_is_refused(tmp_path):
@@ -617,17 +716,41 @@ def test_what_a_training_can_start_from(tmp_path, lines, state):
     assert len(starting_weights(MODELS.build(small()), save(tmp_path, first))) == len(state) - 1
 
 
-@pytest.mark.parametrize('content', [
-    lambda state: {name: value for name, value in state.items() if name.startswith('head.')},
-    lambda state: {name: value for name, value in state.items() if 'layer1' in name or 'layer2' in name},
-    lambda state: MODELS.build(small(8)).state_dict(),
-    lambda state: {f'backbone.layer9.{i}.weight': torch.zeros(1) for i in range(40)} | state,
-    lambda state: {'something.else': torch.zeros(3)},
-], ids=['head', 'half', 'wider', 'deeper', 'nothing'])
-def test_what_a_training_cannot_start_from(tmp_path, state, content):
-    with pytest.raises(ValueError, match='does not fit the ImageClassifier') as error:
+def without(*parts):
+    return lambda state: {name: value for name, value in state.items() if not name.startswith(parts)}
+
+
+@pytest.mark.parametrize('content, what', [
+    (lambda state: {name: value for name, value in state.items() if name.startswith('head.')}, '100 missing'),
+    (without('backbone.layer1', 'backbone.layer2'), '45 missing'),
+    (without('backbone.layer4.1.bn2.running_var'), r'1 missing \(backbone\.layer4\.1\.bn2\.running_var \(32,\)\)'),
+    (without('backbone.bn1.', 'head.'), '4 missing'),
+    (lambda state: MODELS.build(small(8)).state_dict(), 'of another shape'),
+    (lambda state: {**state, 'backbone.layer9.0.weight': torch.zeros(1)}, r'1 unexpected \(backbone\.layer9\.0'),
+    (lambda state: {**state, 'backbone.conv1.weight': torch.zeros(4, 3, 5, 5)}, '1 of another shape'),
+    (lambda state: {**state, 'backbone.layer1.0.conv1.weight': torch.zeros(4, 3, 3, 3)}, '1 of another shape'),
+    (lambda state: {'something.else': torch.zeros(3)}, 'missing'),
+], ids=['head', 'half', 'but one', 'but a norm', 'wider', 'deeper', 'larger kernel', 'channels within', 'nothing'])
+def test_what_a_training_cannot_start_from(tmp_path, state, content, what):
+    """A backbone is filled whole, and by the file of that backbone."""
+    with pytest.raises(ValueError, match=f'does not fit the ImageClassifier: .*{what}') as error:
         starting_weights(MODELS.build(small()), save(tmp_path, content(state)))
-    assert '\n' not in str(error.value)
+    assert '\n' not in str(error.value) and 'head.fc' not in str(error.value)
+    assert "init_cfg=dict(type='Pretrained'" in str(error.value)
+
+
+def test_what_is_no_weight_may_be_absent_or_too_much(tmp_path):
+    """Whole numbers, and the norm of an output that the one gives and the other does not."""
+    several, last = dict(swin(), backbone=dict(swin()['backbone'], out_indices=(0, 1))), swin()
+    for cfg, other in ((several, last), (last, several)):
+        model, source = MODELS.build(cfg), MODELS.build(other).state_dict()
+        indices = [name for name in source if name.endswith('relative_position_index')]
+        for name in indices:
+            del source[name]
+        given = starting_weights(model, save(tmp_path, {**source, 'n_averaged': torch.tensor(3)}))
+        absent = model.state_dict().keys() - given.keys()
+        norms = {'backbone.norm0.weight', 'backbone.norm0.bias'} if cfg is several else set()
+        assert indices and absent - set(indices) == norms
 
 
 def test_a_file_of_hugging_face_with_a_stand_in_for_its_network(tmp_path, monkeypatch):
