@@ -10,6 +10,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, Registry, build_from_cfg
 from torch import nn
 
+from overhaul.registry import type_name
+
 
 def follow(kind: type[nn.Module]) -> None:
     """Let every constructor of an optimizer wrapper see a distiller of this ``kind`` as :func:`as_student` shows it.
@@ -40,12 +42,22 @@ def as_student(distiller: nn.Module) -> nn.Module:
 
 def _build(kind: type, cfg: dict, registry: Registry, **arguments: object) -> Callable[[nn.Module], OptimWrapper]:
     def construct(model: nn.Module) -> OptimWrapper:
-        bare, paramwise = getattr(model, 'module', model), cfg.get('paramwise_cfg') or {}
-        if not isinstance(bare, kind):
-            return build_from_cfg(cfg, registry, **arguments)(model)
-        if 'custom_keys' in paramwise:
-            paramwise = {**paramwise, 'custom_keys': _as_keys_of_student(paramwise, bare)}
-        return build_from_cfg({**cfg, 'paramwise_cfg': paramwise or None}, registry, **arguments)(as_student(bare))
+        bare, seen, recipe = getattr(model, 'module', model), model, cfg
+        if isinstance(bare, kind):
+            paramwise = cfg.get('paramwise_cfg') or {}
+            if 'custom_keys' in paramwise:
+                paramwise = {**paramwise, 'custom_keys': _as_keys_of_student(paramwise, bare)}
+            seen, recipe = as_student(bare), {**cfg, 'paramwise_cfg': paramwise or None}
+        try:
+            return build_from_cfg(recipe, registry, **arguments)(seen)
+        except NotImplementedError as error:
+            backbone = getattr(seen, 'backbone', seen)
+            raise ValueError(
+                f'The {type_name(cfg)} of the optimizer does not know which parameter of a {type(backbone).__name__} '
+                'is in which layer. That of mmpretrain knows it of ViT, Swin, ConvNeXt, BEiT and their like, and of '
+                'ResNets with the blocks of depth 50 and more; that of mmseg of ConvNeXt, BEiT and MAE; that of mmdet '
+                'of ConvNeXt. For others leave the constructor out, and give a rate to each part by its name, as in '
+                "paramwise_cfg=dict(custom_keys={'backbone.layer1': dict(lr_mult=0.25)}).") from error
 
     return construct
 

@@ -133,6 +133,29 @@ def test_the_student_gets_what_it_gets_without_a_teacher(name, models):
         assert len({str(value) for value in expected.values()}) > 1  # the recipe does make a difference
 
 
+RESNET = dict(
+    _scope_='mmpretrain', type='ImageClassifier',
+    backbone=dict(type='ResNet', depth=18, base_channels=4, stem_channels=4), neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=5, in_channels=32))
+
+
+@pytest.mark.parametrize('recipe, cfg', [
+    (dict(constructor='LearningRateDecayOptimWrapperConstructor', paramwise_cfg=dict(layer_decay_rate=0.5)), RESNET),
+    (dict(constructor='LearningRateDecayOptimWrapperConstructor', paramwise_cfg=dict(layer_decay_rate=0.5)),
+     wide_resnet(1)),
+    (dict(constructor='mmseg.LearningRateDecayOptimizerConstructor', paramwise_cfg=LAYER_WISE), RESNET)])
+def test_a_backbone_whose_layers_no_constructor_knows_is_refused_in_words(recipe, cfg):
+    init_default_scope('mmpretrain')
+    model = MODELS.build(copy.deepcopy(cfg))
+    distiller = build_distiller(
+        teacher=cfg, student=cfg, taps='auto', input_size=(32, 32)) if cfg is RESNET else build_distiller()
+    for each in (model, distiller):
+        with pytest.raises(ValueError, match='does not know which parameter of a .*ResNet.* leave the constructor out'):
+            options(each, **recipe)
+    by_name = options(model, paramwise_cfg=dict(custom_keys={'backbone.layer1': dict(lr_mult=0.25)}))
+    assert cfg is not RESNET or {value['lr'] for value in by_name.values()} == {1.0, 0.25}
+
+
 @pytest.mark.parametrize('name', ['layers of mmpretrain', 'layers of mmseg', 'layers of a ConvNeXt'])
 def test_a_connector_learns_at_the_rate_of_a_head_where_layers_differ(name, models):
     (_, distiller), recipe = models(RECIPES[name][0]), RECIPES[name][1]
@@ -217,8 +240,6 @@ def test_a_model_that_is_no_distiller_is_left_to_its_constructor():
     model = nn.Sequential(OrderedDict(backbone=nn.Linear(2, 2), student=nn.Linear(2, 2)))
     given = options(model, paramwise_cfg=dict(custom_keys={'student.weight': dict(lr_mult=3)}))
     assert {name for name, value in given.items() if value['lr'] == 3} == {'student.weight'}
-
-
 
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)
