@@ -14,7 +14,7 @@ from overhaul.files.parts import student_only
 from overhaul.files.settings import read_config
 from overhaul.files.weights import load_weights
 from overhaul.registry import build
-from overhaul.tasks.results import quoted
+from overhaul.tasks.results import Judge
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {path.stem: path for path in sorted((ROOT / 'configs').glob('*.py'))}
@@ -74,13 +74,13 @@ def metrics(name, mean_of_seeds):
 def test_the_result_of_weights_is_what_they_give_and_what_the_log_of_their_training_ends_with(name, tmp_path):
     result, = metrics(name, mean_of_seeds=False).values()
     *_, last = (row for row in map(json.loads, (ROOT / MODELS[name]['Training Log']).open()) if 'loss' not in row)
-    assert round(quoted(last)[0].value, 2) == result
+    assert round(Judge().quoted(last)[0].value, 2) == result
     cfg = read_config(CONFIGS[name], dict(work_dir=str(tmp_path), log_level='ERROR', custom_hooks=[]))
     if 'student' in cfg.model:
         cfg.model = student_only(cfg)
     runner = Runner.from_cfg(cfg)
     load_weights(runner.model, MODELS[name]['Weights'])
-    assert round(quoted(runner.test())[0].value, 2) == result
+    assert round(Judge().quoted(runner.test())[0].value, 2) == result
 
 
 @pytest.mark.parametrize('name', [name for name in RESULTS if metrics(name, mean_of_seeds=True)])

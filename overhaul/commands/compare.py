@@ -36,10 +36,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from overhaul.commands import train as training
-from overhaul.engine.followed import give_rules, rules_in
+from overhaul.engine.followed import give_rules, judge_in
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.parts import build_plain, student_only
 from overhaul.files.settings import config_name, read_config
@@ -47,7 +47,7 @@ from overhaul.reports.logs import read_log
 from overhaul.reports.progress import progress
 from overhaul.reports.statistics import interval, paired_test
 from overhaul.tasks import task_of
-from overhaul.tasks.results import Result, quoted
+from overhaul.tasks.results import Result
 
 ALONE, DISTILLED = 'alone', 'distilled'
 FINISHED = 'finished.json'
@@ -230,11 +230,11 @@ def quote_of(arguments: argparse.Namespace) -> Callable[[dict[str, float]], list
     Raises:
         ValueError: If they follow a metric of which nobody knows that.
     """
-    options = (option.partition('=') for option in arguments.cfg_options)
-    cfg = read_config(arguments.config, {key: DictAction._parse_iterable(value) for key, _, value in options})
+    command = command_of(Run(DISTILLED, '', 0), arguments.config, Path(), arguments.cfg_options)
+    cfg = read_config(arguments.config, training.parse_arguments(command).cfg_options)
     give_rules(cfg)
     task = task_of(build_plain(cfg))
-    return lambda metrics: quoted(metrics, rules_in(cfg, metrics, task), task)
+    return lambda metrics: judge_in(cfg, metrics, task).quoted(metrics)
 
 
 def main(command_line: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
-from overhaul.engine.followed import rules_in
+from overhaul.engine.followed import judge_in
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.parts import build_plain, student_only, whole_model
 from overhaul.files.settings import Overrides, read_config
@@ -32,8 +32,8 @@ from overhaul.files.weights import load_distiller, load_weights
 from overhaul.registry import build
 from overhaul.reports import pictures
 from overhaul.reports.logs import Log, read_log, read_results
-from overhaul.tasks import Task, task_of
-from overhaul.tasks.results import best, quoted
+from overhaul.tasks import task_of
+from overhaul.tasks.results import Judge
 
 
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -92,24 +92,23 @@ def curves(arguments: argparse.Namespace) -> Figure:
 
 
 def _curve(name: str, log: Log, work_dir: str) -> pictures.Curve:
-    rules, task = _said_in(work_dir, next(iter(log.validation.values()), {}))
-    results = {step: quoted(metrics, rules, task) for step, metrics in log.validation.items()}
-    return pictures.Curve(name, results, log.task_losses, best(log.validation, rules, task))
+    judge = _judge_of(work_dir, next(iter(log.validation.values()), {}))
+    results = {step: judge.quoted(metrics) for step, metrics in log.validation.items()}
+    return pictures.Curve(name, results, log.task_losses, judge.best(log.validation))
 
 
-def _said_in(work_dir: str, metrics: Mapping[str, float]) -> tuple[dict[str, str], Task | None]:
-    """Return what is better of the ``metrics`` by the config of the last training in ``work_dir``, and its task."""
+def _judge_of(work_dir: str, metrics: Mapping[str, float]) -> Judge:
+    """Return what tells results with these ``metrics`` apart, by the config of the last training in ``work_dir``."""
     configs = sorted(Path(work_dir).glob('*/vis_data/config.py'))
     if not configs:
-        return {}, None
+        return Judge()
     try:
         cfg = read_config(configs[-1])
-        task = task_of(build_plain(cfg))
+        return judge_in(cfg, metrics, task_of(build_plain(cfg)))
     except Exception as error:  # what it was trained with may not be installed here
         print(f'The config of {work_dir} cannot be used here, and what is better is told by the names of metrics '
               f'alone: {error}')
-        return {}, None
-    return rules_in(cfg, metrics, task), task
+        return Judge()
 
 
 def taps(arguments: argparse.Namespace) -> Figure:

@@ -25,6 +25,7 @@ from overhaul.method.margins import margin_from_batch_norm
 from overhaul.method.stages import auto_taps, find_levels, find_stages, head_taps
 from overhaul.method.taps import Tap, Taps
 from overhaul.registry import build
+from overhaul.reports.columns import in_columns
 from overhaul.tasks import name_task, task_of
 
 
@@ -95,8 +96,7 @@ def table(model: nn.Module, owner: str, size: tuple[int, int]) -> str:
         rows.append((
             tap.path, place, str(tap.channels), str(round(size[0] / tap.size[0])),
             '{}x{}'.format(*tap.size), tap.norm_path or 'data', _margin_range(model, tap)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return in_columns(rows)
 
 
 def _margin_range(model: nn.Module, tap: Tap) -> str:

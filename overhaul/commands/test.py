@@ -17,7 +17,7 @@ from overhaul.files.parts import build_plain, student_only, task_name, teacher_o
 from overhaul.files.settings import Overrides, config_name, read_config
 from overhaul.files.weights import load_weights
 from overhaul.tasks import name_task, task_of
-from overhaul.tasks.results import headline
+from overhaul.tasks.results import Judge
 
 
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -99,4 +99,4 @@ def test(arguments: argparse.Namespace) -> None:
         load_weights(model, checkpoint)
         metrics = runner.test()
         if arguments.voc_submission is None:
-            runner.logger.info(f'{part}: {headline(metrics, task=task_of(model))}')
+            runner.logger.info(f'{part}: {Judge(task=task_of(model)).headline(metrics)}')

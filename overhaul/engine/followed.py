@@ -22,7 +22,7 @@ from overhaul.engine.runner import bare_model
 from overhaul.files.parts import build_plain
 from overhaul.registry import nearest, type_name
 from overhaul.tasks import Task, task_of
-from overhaul.tasks.results import first_number, less_is_better
+from overhaul.tasks.results import Judge, first_number, less_is_better
 
 _RULES = {True: 'less', False: 'greater', None: None}
 
@@ -50,9 +50,9 @@ def give_rules(cfg: Config) -> None:
             part['rule'] = rules[part[key]] if isinstance(part[key], str) else list(rules.values())
 
 
-def rules_in(
-        cfg: Config, metrics: Mapping[str, object] = MappingProxyType({}), task: Task | None = None) -> dict[str, str]:
-    """Return what of the metrics that ``cfg`` follows is better, ``'less'`` or ``'greater'`` by name.
+def judge_in(
+        cfg: Config, metrics: Mapping[str, object] = MappingProxyType({}), task: Task | None = None) -> Judge:
+    """Return what tells results apart as ``cfg`` has it, with a rule for each metric that it follows.
 
     Those by which the best is saved come first, then those that stop a training, and schedules.
 
@@ -70,7 +70,7 @@ def rules_in(
             said = name and (said or _rule(name, part, task))
             if said:
                 rules.setdefault(name, said)
-    return rules
+    return Judge(rules, task)
 
 
 def prepare(runner: Runner) -> None:
@@ -175,8 +175,7 @@ def _save_best(hook: CheckpointHook, save: Callable, runner: Runner, metrics: Ma
         name = first_number(metrics)
         if name is None:
             return
-        given = {key: value for key, value in vars(hook).items() if value is not getattr(hook, f'_default_{key}', None)}
-        rule = hook.rules[0] or _rule(name, given, task_of(bare_model(runner)))
+        rule = judge_in(runner.cfg, metrics, task_of(bare_model(runner))).rules.get(name)
         if rule is None:
             runner.logger.warning(
                 f"save_best='auto' takes the first metric, {name}, and its name does not tell whether less or more of "

@@ -40,14 +40,22 @@ def training_batches(runner: Runner, count: int) -> Iterator[Iterator[dict]]:
     np.random.set_state(numpy)
 
 
-def validate(runner: Runner, model: nn.Module) -> dict[str, float]:
-    """Return the metrics of ``model`` on the runner's validation data."""
-    loop = runner.val_loop
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` into eval mode without gradients, and afterwards each part of it into the mode that it had."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     with torch.no_grad():
-        for batch in progress(loop.dataloader, 'Validation'):
-            loop.evaluator.process(data_samples=model.val_step(batch), data_batch=batch)
+        yield
+    model.train(modes[model])  # the teacher of a distiller, which is no part of it
     for module, training in modes.items():
         module.training = training
+
+
+def validate(runner: Runner, model: nn.Module) -> dict[str, float]:
+    """Return the metrics of ``model`` on the runner's validation data."""
+    loop = runner.val_loop
+    with evaluating(model):
+        for batch in progress(loop.dataloader, 'Validation'):
+            loop.evaluator.process(data_samples=model.val_step(batch), data_batch=batch)
     return loop.evaluator.evaluate(len(loop.dataloader.dataset))

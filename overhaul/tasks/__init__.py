@@ -8,12 +8,13 @@
 A package adds a kind of its own with a class that is registered in ``overhaul.registry.TASKS``: see docs/tasks.md.
 """
 
-from overhaul.tasks.classification import Classification
+from overhaul.tasks.classification import Classification, label_of
 from overhaul.tasks.detection import Detection
 from overhaul.tasks.results import Quote
 from overhaul.tasks.segmentation import Segmentation
 from overhaul.tasks.task import (
     Graph,
+    Outputs,
     Task,
     classes_of,
     name_task,
@@ -25,5 +26,5 @@ from overhaul.tasks.task import (
 from overhaul.tasks.unlabelled import count_labelled, mark_unlabelled
 
 __all__ = [
-    'Classification', 'Detection', 'Graph', 'Quote', 'Segmentation', 'Task', 'classes_of', 'count_labelled',
-    'mark_unlabelled', 'name_task', 'stand_in', 'student_of', 'task_of', 'tell_what_is_left_out']
+    'Classification', 'Detection', 'Graph', 'Outputs', 'Quote', 'Segmentation', 'Task', 'classes_of', 'count_labelled',
+    'label_of', 'mark_unlabelled', 'name_task', 'stand_in', 'student_of', 'task_of', 'tell_what_is_left_out']

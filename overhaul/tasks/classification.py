@@ -11,11 +11,11 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
 from overhaul.registry import TASKS
 from overhaul.tasks.results import Quote
-from overhaul.tasks.task import Graph, Task, is_a
+from overhaul.tasks.task import Graph, Outputs, Task, is_a
 from overhaul.tasks.unlabelled import preprocess_apart
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Classification(Task):
             return None
         heads = self._parts or {'logits': self._head}
         outputs = {name: '(N, classes)' if _classes(head) else '(N, values)' for name, head in heads.items()}
-        return Graph(_Logits(self.model), outputs, any_size=False)
+        return Graph(Outputs(self.model, _logits), outputs, any_size=False)
 
     def loading(self, config: str, weights: str) -> str:
         """Return the line of mmpretrain."""
@@ -116,16 +116,13 @@ class Classification(Task):
         return None if caption is None else (image, caption)
 
 
-class _Logits(nn.Module):
-    """From normalised images (N, C, H, W) to logits (N, classes), several of them as a tuple."""
+def _logits(given: Tensor | dict, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+    return tuple(tree_leaves(given)) if isinstance(given, dict) else given
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        logits = self.model(images, mode='tensor')
-        return tuple(tree_flatten(logits)[0]) if isinstance(logits, dict) else logits
+def label_of(sample: DataSample) -> int:
+    """Return the label of the ``sample`` of an image that has one."""
+    return int(sample.gt_label)
 
 
 def _is_headless(head: nn.Module | None) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from overhaul.registry import TASKS
 from overhaul.tasks.results import Quote
-from overhaul.tasks.task import Graph, Task, is_a
+from overhaul.tasks.task import Graph, Outputs, Task, is_a
 
 _LEAST_SCORE = 0.3  # of a box that is drawn
 _LOOKED_AT = 1000  # images whose boxes are looked at before a training
@@ -128,7 +128,7 @@ class Detection(Task):
         names = list(inspect.signature(head.loss_by_feat).parameters)
         names = names[:names.index('batch_gt_instances')]
         outputs = {f'{name}_{level}': '(N, C, h, w)' for name in names for level in range(levels)}
-        return Graph(_Heads(self.model), outputs, any_size=False)
+        return Graph(Outputs(self.model, _levels), outputs, any_size=False)
 
     def loading(self, config: str, weights: str) -> str:
         """Return the line of mmdet."""
@@ -166,15 +166,8 @@ class Detection(Task):
                 for label in sorted(seen)]
 
 
-class _Heads(nn.Module):
-    """From normalised images (N, C, H, W) to what the head gives of each level, one output after the other."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(level for output in self.model(images, mode='tensor') for level in output)
+def _levels(given: Sequence[Sequence[Tensor]], images: Tensor) -> tuple[Tensor, ...]:
+    return tuple(level for output in given for level in output)
 
 
 def _parts(dataset: object) -> list[object]:

@@ -79,58 +79,70 @@ class Quotes(Protocol):
     quotes: Mapping[str, Quote]
 
 
-def quoted(
-        metrics: Mapping[str, object], rules: Mapping[str, str] = MappingProxyType({}),
-        task: Quotes | None = None) -> list[Result]:
-    """Return the results to quote of the ``metrics`` of a validation, the first one first.
+class Judge(NamedTuple):
+    """Which of the metrics of a validation are quoted, and which validation is the better one.
 
-    It is the metric that the task of the pipeline quotes, and where a model has several tasks one of each. Of metrics
-    that no task knows it is the first number; of none, nothing. The one that decides, see :func:`deciding`, comes first
-    where it is none of these.
-
-    Args:
-        metrics: Those of a validation.
+    Attributes:
         rules: What the config says is better, ``'less'`` or ``'greater'`` by the name of a metric. It comes before what
             that name tells.
         task: That of the model, whose quotes come before those of other tasks.
     """
-    results, first = _of_task(metrics, rules, task), deciding(metrics, rules, task)
-    return results if first is None or first.metric in {result.metric for result in results} else [first, *results]
 
+    rules: Mapping[str, str] = MappingProxyType({})
+    task: Quotes | None = None
 
-def deciding(
-        metrics: Mapping[str, object], rules: Mapping[str, str], task: Quotes | None = None) -> Result | None:
-    """Return the result by which one validation is better than another; None where nobody can tell.
+    def quoted(self, metrics: Mapping[str, object]) -> list[Result]:
+        """Return the results to quote of the ``metrics`` of a validation, the first one first.
 
-    Args:
-        metrics, rules, task: As :func:`quoted` takes them. The first metric that the rules name decides, and where the
-            validation gives none of these, nothing does. Without rules it is the one result that is quoted, if it is
-            one.
-    """
-    if rules:
-        given = [name for name in rules if isinstance(metrics.get(name), Number)]
-        return _result(given[0], metrics[given[0]], rules, task) if given else None
-    candidates = _of_task(metrics, rules, task)
-    return candidates[0] if len(candidates) == 1 and candidates[0].less_is_better is not None else None
+        It is the metric that the task of the pipeline quotes, and where a model has several tasks one of each. Of
+        metrics that no task knows it is the first number; of none, nothing. The one that decides, see :meth:`deciding`,
+        comes first where it is none of these.
+        """
+        results, first = self._of_task(metrics), self.deciding(metrics)
+        return results if first is None or first.metric in {result.metric for result in results} else [first, *results]
 
+    def headline(self, metrics: Mapping[str, object]) -> str:
+        """Return what :meth:`quoted` does in one line."""
+        return ', '.join(map(str, self.quoted(metrics))) or 'no result: the evaluator gave no number'
 
-def best(
-        validations: Mapping[int, Mapping[str, object]], rules: Mapping[str, str],
-        task: Quotes | None = None) -> int | None:
-    """Return the step whose validation is the best, the first of equals; None where nobody can tell."""
-    found: dict[int, Result] = {}
-    for step, metrics in validations.items():
-        result = deciding(metrics, rules, task)
-        if result and all(result.better_than(other) for other in found.values()):
-            found = {step: result}
-    return next(iter(found), None)
+    def deciding(self, metrics: Mapping[str, object]) -> Result | None:
+        """Return the result by which one validation is better than another; None where nobody can tell.
 
+        The first metric that the rules name decides, and where the validation gives none of these, nothing does.
+        Without rules it is the one result that is quoted, if it is one.
+        """
+        if self.rules:
+            given = [name for name in self.rules if isinstance(metrics.get(name), Number)]
+            return self._result(given[0], metrics[given[0]]) if given else None
+        candidates = self._of_task(metrics)
+        return candidates[0] if len(candidates) == 1 and candidates[0].less_is_better is not None else None
 
-def headline(
-        metrics: Mapping[str, object], rules: Mapping[str, str] = MappingProxyType({}),
-        task: Quotes | None = None) -> str:
-    """Return what :func:`quoted` does in one line."""
-    return ', '.join(map(str, quoted(metrics, rules, task))) or 'no result: the evaluator gave no number'
+    def best(self, validations: Mapping[int, Mapping[str, object]]) -> int | None:
+        """Return the step whose validation is the best, the first of equals; None where nobody can tell."""
+        found: dict[int, Result] = {}
+        for step, metrics in validations.items():
+            result = self.deciding(metrics)
+            if result and all(result.better_than(other) for other in found.values()):
+                found = {step: result}
+        return next(iter(found), None)
+
+    def _of_task(self, metrics: Mapping[str, object]) -> list[Result]:
+        names, quotes = [name for name, value in metrics.items() if isinstance(value, Number)], _quotes(self.task)
+        known = {name: _known(name, quotes) for name in names}
+        first = next((quote for quote in quotes if quote in known.values()), None)
+        found = names[:1] if first is None else [name for name in names if known[name] == first]
+        return [self._result(name, metrics[name]) for name in found]
+
+    def _result(self, name: str, value: object) -> Result:
+        quotes = _quotes(self.task)
+        known = _known(name, quotes) or name
+        quote, part = quotes.get(known, Quote(name)), name.removesuffix(known).rstrip('_/')
+        number = float(value) * quote.factor
+        unit = f'{quote.unit} of {part}' if part else quote.unit
+        less = self.rules[name] == 'less' if name in self.rules else less_is_better(name, self.task)
+        if quote.complement:
+            return Result(name, 100 - number, unit, None if less is None else not less)
+        return Result(name, number, unit, less)
 
 
 def first_number(metrics: Mapping[str, object]) -> str | None:
@@ -159,14 +171,6 @@ def less_is_better(metric: str, task: Quotes | None = None) -> bool | None:
     return True if last & _LESS else False if last & _GREATER else None
 
 
-def _of_task(metrics: Mapping[str, object], rules: Mapping[str, str], task: Quotes | None) -> list[Result]:
-    names, quotes = [name for name, value in metrics.items() if isinstance(value, Number)], _quotes(task)
-    known = {name: _known(name, quotes) for name in names}
-    first = next((quote for quote in quotes if quote in known.values()), None)
-    found = names[:1] if first is None else [name for name in names if known[name] == first]
-    return [_result(name, metrics[name], rules, task) for name in found]
-
-
 def _quotes(task: Quotes | None) -> dict[str, Quote]:
     """Return the quotes of ``task``, then those of all tasks, first that which was registered last."""
     TASKS.import_from_location()
@@ -181,15 +185,3 @@ def _known(name: str, quotes: Mapping[str, Quote]) -> str | None:
     """Return which of ``quotes`` a metric is, also with the prefix of an evaluator, or of one of several tasks."""
     return name if name in quotes else next(
         (known for known in quotes if name.endswith((f'_{known}', f'/{known}'))), None)
-
-
-def _result(name: str, value: object, rules: Mapping[str, str], task: Quotes | None) -> Result:
-    quotes = _quotes(task)
-    known = _known(name, quotes) or name
-    quote, part = quotes.get(known, Quote(name)), name.removesuffix(known).rstrip('_/')
-    number = float(value) * quote.factor
-    unit = f'{quote.unit} of {part}' if part else quote.unit
-    less = rules[name] == 'less' if name in rules else less_is_better(name, task)
-    if quote.complement:
-        return Result(name, 100 - number, unit, None if less is None else not less)
-    return Result(name, number, unit, less)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from overhaul.registry import TASKS
 from overhaul.tasks.results import Quote
-from overhaul.tasks.task import Graph, Task, is_a
+from overhaul.tasks.task import Graph, Outputs, Task, is_a
 
 if TYPE_CHECKING:
     from mmseg.structures import SegDataSample
@@ -66,7 +66,12 @@ class Segmentation(Task):
 
     def graph(self) -> Graph:
         """From images to logits of their size, in ``mode='whole'``."""
-        return Graph(_Logits(self.model), {'logits': '(N, classes, H, W)'}, any_size=True)
+        return Graph(Outputs(self.model, self._logits), {'logits': '(N, classes, H, W)'}, any_size=True)
+
+    def _logits(self, given: Tensor | Sequence, images: Tensor) -> Tensor:
+        logits = given if isinstance(given, Tensor) else given[0]  # DAHead and EncHead give what else they learn from
+        return nn.functional.interpolate(
+            logits, size=images.shape[2:], mode='bilinear', align_corners=getattr(self.model, 'align_corners', False))
 
     def loading(self, config: str, weights: str) -> str:
         """Return the line of mmseg."""
@@ -104,18 +109,3 @@ class Segmentation(Task):
 
 def _cut_logits(loss: Callable[..., dict], cut: Callable[[object], object], logits: object, *rest: object) -> dict:
     return loss(cut(logits), *rest)
-
-
-class _Logits(nn.Module):
-    """From normalised images (N, C, H, W) to logits (N, classes, H, W)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.model(images, mode='tensor')
-        if not isinstance(logits, Tensor):  # those of DAHead and EncHead give what else they learn from behind them
-            logits = logits[0]
-        return nn.functional.interpolate(
-            logits, size=images.shape[2:], mode='bilinear', align_corners=getattr(self.model, 'align_corners', False))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from overhaul.registry import TASKS, nearest
@@ -21,11 +21,31 @@ from overhaul.tasks.results import Quote
 _HEAD = re.compile(r'(neck|heads?|head_\w+|\w+_head|fc|classifier|last_linear|linear|logits|pre_logits|projector)\.')
 
 
+class Outputs(nn.Module):
+    """From normalised images (N, C, H, W) to what ``model`` makes of them, for a graph.
+
+    Args:
+        model: The model.
+        tensors: Makes one tensor, or several in a tuple, of what the model gives and of the images. Default: it gives
+            one.
+    """
+
+    def __init__(
+            self, model: nn.Module,
+            tensors: Callable[[Any, Tensor], Tensor | tuple[Tensor, ...]] = lambda given, images: given) -> None:
+        super().__init__()
+        self.model, self.tensors = model, tensors
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the tensors."""
+        return self.tensors(self.model(images, mode='tensor'), images)
+
+
 class Graph(NamedTuple):
     """What is written as ONNX.
 
     Attributes:
-        module: From normalised images (N, C, H, W) to one tensor per output.
+        module: From normalised images (N, C, H, W) to one tensor per output, such as :class:`Outputs`.
         outputs: By name, the shape of each output in words, as ``'(N, classes)'``.
         any_size: Whether H and W are free too, and not N alone.
     """

@@ -22,7 +22,7 @@ def saving(**keys):
 def told(cfg):
     cfg.setdefault('model', wide_resnet())
     followed.give_rules(cfg)
-    return followed.rules_in(cfg)
+    return followed.judge_in(cfg).rules
 
 
 @pytest.mark.parametrize(('keys', 'rules'), [

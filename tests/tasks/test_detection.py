@@ -27,7 +27,7 @@ from overhaul.files.onnx_graph import OnnxGraph
 from overhaul.files.settings import read_config
 from overhaul.method.stages import auto_taps, find_levels
 from overhaul.tasks import Detection, task_of
-from overhaul.tasks.results import headline
+from overhaul.tasks.results import Judge
 
 pytest.importorskip('mmdet', reason='mmdet is not installed: pip install "overhaul[detection]"')
 from detectors import CLASSES, distillation, loads_without_this_package, run, save_teacher, train_and_resume
@@ -374,7 +374,7 @@ def test_a_teacher_is_judged_where_it_gives_what_the_student_does(teacher, reaso
     ({'coco/bbox_mAP': 0.374, 'coco/segm_mAP': 0.3}, '37.40 % box mAP'), ({'coco/segm_mAP': 0.3}, '30.00 % mask mAP'),
     ({'pascal_voc/AP50': 0.9, 'pascal_voc/mAP': 0.772}, '77.20 % mAP')])
 def test_shares_are_quoted_in_percent(metrics, line):
-    assert headline(metrics) == line
+    assert Judge().headline(metrics) == line
 
 
 def test_boxes_are_drawn_in_the_size_of_the_file_and_only_those_that_are_sure():

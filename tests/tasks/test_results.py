@@ -6,7 +6,7 @@ import pytest
 
 from overhaul.registry import TASKS
 from overhaul.tasks import Quote, Task
-from overhaul.tasks.results import Result, best, deciding, headline, less_is_better, quoted
+from overhaul.tasks.results import Judge, Result, less_is_better
 
 
 @pytest.mark.parametrize(('metrics', 'line'), [
@@ -20,7 +20,7 @@ from overhaul.tasks.results import Result, best, deciding, headline, less_is_bet
     ({}, 'no result: the evaluator gave no number'),
 ])
 def test_the_headline_is_what_the_task_quotes(metrics, line):
-    assert headline(metrics) == line
+    assert Judge().headline(metrics) == line
 
 
 @pytest.mark.parametrize(('metric', 'less'), [
@@ -57,27 +57,28 @@ def test_the_quotes_of_the_task_of_the_model_come_first(monkeypatch):
     for name, task in dict(mine=Mine, other=Other).items():
         monkeypatch.setitem(TASKS.module_dict, name, task)
     metrics = {'mIoU': 50.0, 'val/aAcc': 2.0}
-    assert quoted(metrics) == [Result('val/aAcc', 2.0, 'km of val', False)]  # of the one that was registered last
-    assert quoted(metrics, task=Mine) == [Result('val/aAcc', 2.0, 'mm of val', True)]
-    assert deciding({'aAcc': 2.0}, {}, Mine) == Result('aAcc', 2.0, 'mm', True)
+    # Of the one that was registered last.
+    assert Judge().quoted(metrics) == [Result('val/aAcc', 2.0, 'km of val', False)]
+    assert Judge(task=Mine).quoted(metrics) == [Result('val/aAcc', 2.0, 'mm of val', True)]
+    assert Judge(task=Mine).deciding({'aAcc': 2.0}) == Result('aAcc', 2.0, 'mm', True)
     assert less_is_better('aAcc', Mine) is True and less_is_better('aAcc') is False
 
 
 def test_the_best_step_is_the_first_of_the_best_where_it_is_known():
     validations = {step: {'mIoU': value} for step, value in enumerate([1.0, 3.0, 3.0, 2.0])}
-    assert best(validations, {}) == 1 and best(validations, {'mIoU': 'less'}) == 0
-    assert best(validations, {'other': 'less'}) is None and best({}, {}) is None
+    assert Judge().best(validations) == 1 and Judge({'mIoU': 'less'}).best(validations) == 0
+    assert Judge({'other': 'less'}).best(validations) is None and Judge().best({}) is None
 
 
 @pytest.mark.parametrize(('value', 'other', 'better'), [
     (1, math.nan, True), (math.nan, 1, False), (math.nan, math.nan, False)])
 def test_what_is_no_number_is_never_the_better_one(value, other, better):
-    (first, ), (second, ) = quoted({'mIoU': value}), quoted({'mIoU': other})
+    (first, ), (second, ) = Judge().quoted({'mIoU': value}), Judge().quoted({'mIoU': other})
     assert first.better_than(second) is better
 
 
 def test_a_quoted_error_is_better_when_it_is_less():
-    (first, ), (second, ) = quoted({'accuracy/top1': 90.0}), quoted({'accuracy/top1': 80.0})
+    (first, ), (second, ) = Judge().quoted({'accuracy/top1': 90.0}), Judge().quoted({'accuracy/top1': 80.0})
     assert first.better_than(second) and not second.better_than(first)
     assert (first.value, first.less_is_better) == (10.0, True)
 
@@ -98,4 +99,4 @@ def test_a_quoted_error_is_better_when_it_is_less():
     ({}, {'mIoU': 'greater'}, None),
 ])
 def test_what_decides_is_said_or_known_and_never_guessed(metrics, rules, decides):
-    assert deciding(metrics, rules) == decides
+    assert Judge(rules).deciding(metrics) == decides

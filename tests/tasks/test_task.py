@@ -22,7 +22,7 @@ from overhaul.files.onnx_graph import OnnxGraph
 from overhaul.files.parts import task_name
 from overhaul.registry import MODELS, TASKS
 from overhaul.tasks import Classification, Segmentation, Task, classes_of, student_of, task_of
-from overhaul.tasks.results import deciding, headline
+from overhaul.tasks.results import Judge
 
 PAGE = (Path(__file__).parents[2] / 'docs/tasks.md').read_text()
 SIZE = (32, 32)
@@ -358,7 +358,7 @@ def test_the_task_of_the_page_makes_the_depth_estimators_of_mmseg_known(task_of_
     task = task_of(build_model(cfg))
     assert type(task).__name__ == 'Depth'
     assert task.random_sample(SIZE, torch.Generator()).gt_depth_map.data.shape == (1, *SIZE)
-    assert deciding(dict(d1=0.9, rmse=0.5, abs_rel=0.1), {})[1:] == (0.1, 'mean relative error', True)
+    assert Judge().deciding(dict(d1=0.9, rmse=0.5, abs_rel=0.1))[1:] == (0.1, 'mean relative error', True)
     assert task.graph().outputs == {'depth': '(N, 1, H, W)'}
     assert type(task_of(build_model(segmentor()))) is Segmentation
 
@@ -406,7 +406,7 @@ def test_a_task_that_is_no_task_is_refused_with_what_to_do():
     try:
         with pytest.raises(ValueError, match='Foreign is registered .* no subclass of overhaul.tasks.Task'):
             task_of(nn.Identity())
-        assert headline({'mIoU': 50.0}) == '50.00 % mIoU'
+        assert Judge().headline({'mIoU': 50.0}) == '50.00 % mIoU'
     finally:
         del TASKS.module_dict['foreign']
 

@@ -18,7 +18,7 @@ from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.probe import Strength
 from overhaul.registry import HOOKS
 from overhaul.tasks import classes_of, task_of
-from overhaul.tasks.results import headline
+from overhaul.tasks.results import Judge
 
 _ENOUGH = 100  # steps in a row without a finite gradient: there is nothing left to train
 
@@ -187,7 +187,7 @@ def doubts_of_teacher(teacher: nn.Module, metrics: dict[str, float], dataset: ob
     task = task_of(teacher)
     for name, bound in task.chance(classes, len(dataset)).items():
         if name in metrics and metrics[name] <= bound:
-            yield (f'The teacher has {headline({name: metrics[name]}, task=task)}, which is chance for {classes} '
+            yield (f'The teacher has {Judge(task=task).headline({name: metrics[name]})}, which is chance for {classes} '
                    'classes: there is nothing to learn from it. Name its weights in teacher_checkpoint, and see that '
                    'its data preprocessor and the order of its classes are those that it was trained with.')
 

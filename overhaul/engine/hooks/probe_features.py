@@ -10,11 +10,11 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from overhaul.engine.runner import bare_model
+from overhaul.engine.runner import bare_model, evaluating
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.registry import HOOKS
 from overhaul.reports.progress import progress
-from overhaul.tasks import student_of, task_of
+from overhaul.tasks import label_of, student_of, task_of
 
 
 @HOOKS.register_module()
@@ -62,17 +62,12 @@ class ProbeFeaturesHook(Hook):
         if not self.every_n_train_iters(runner, self.interval) and not self.is_last_train_iter(runner):
             return
         model = bare_model(runner)
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
         found = {}
-        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+        with evaluating(model), torch.random.fork_rng(range(torch.cuda.device_count())):
             if 'held_out' in self._loaders and isinstance(model, OverhaulDistiller):
                 found['probe/distillation_loss'] = _distillation_loss(model, self._loaders['held_out'])
             if 'labelled' in self._loaders:
                 found['probe/neighbours'] = self._share_of_neighbours(model)
-        model.train()
-        for module, training in modes.items():
-            module.training = training
         if dist.is_main_process():
             runner.visualizer.add_scalars(found, step=runner.iter + 1)
             told = ', '.join(f'{name.removeprefix("probe/")} {value:.4g}' for name, value in found.items())
@@ -90,7 +85,7 @@ class ProbeFeaturesHook(Hook):
             for batch in progress(self._loaders['labelled'], 'Features'):
                 data = model.data_preprocessor(batch, False)
                 student(data['inputs'], data['data_samples'], mode='tensor')
-                labels += [int(sample.gt_label) for sample in data['data_samples']]
+                labels += map(label_of, data['data_samples'])
         finally:
             hook.remove()
         probe = KNeighborsClassifier(self.neighbours, metric='cosine')

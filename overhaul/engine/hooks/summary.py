@@ -8,13 +8,14 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from overhaul.engine.followed import rules_in
+from overhaul.engine.followed import judge_in
 from overhaul.engine.runner import bare_model, training_batches, validate
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.method.probe import Strength, measure
 from overhaul.registry import HOOKS
+from overhaul.reports.columns import in_columns
 from overhaul.tasks import task_of
-from overhaul.tasks.results import deciding, headline
+from overhaul.tasks.results import Judge
 
 
 @HOOKS.register_module()
@@ -53,7 +54,7 @@ class SummaryHook(Hook):
             if reason is None:
                 self.teacher_metrics = validate(runner, model.teacher)
             runner.logger.info('Teacher: ' + (
-                f'not validated, since {reason}' if reason else headline(self.teacher_metrics, task=task)))
+                f'not validated, since {reason}' if reason else Judge(task=task).headline(self.teacher_metrics)))
         with training_batches(runner, 1) as batches:
             self.strength = measure(model, next(batches), runner.optim_wrapper.optim_context(runner.model))
         runner.logger.info(describe_strength(self.strength, runner.iter))
@@ -63,10 +64,10 @@ class SummaryHook(Hook):
         hub = runner.message_hub
         # Some evaluators also give a list, of a number for each class; some give nothing where nothing was found.
         numbers = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, Number)}
-        last, task = {'step': runner.iter, 'metrics': numbers}, task_of(bare_model(runner))
-        rules = rules_in(runner.cfg, numbers, task)
+        last = {'step': runner.iter, 'metrics': numbers}
+        judge = judge_in(runner.cfg, numbers, task_of(bare_model(runner)))
         best = hub.get_info('best_result') if 'best_result' in hub.runtime_info else last
-        new, old = (deciding(result['metrics'], rules, task) for result in (last, best))
+        new, old = (judge.deciding(result['metrics']) for result in (last, best))
         hub.update_info('best_result', last if new and (old is None or new.better_than(old)) else best)
         hub.update_info('last_result', last)
 
@@ -75,10 +76,10 @@ class SummaryHook(Hook):
         hub = runner.message_hub
         if 'best_result' not in hub.runtime_info:
             return
-        results, task = [hub.get_info(name) for name in ('best_result', 'last_result')], task_of(bare_model(runner))
-        rules = rules_in(runner.cfg, results[1]['metrics'], task)
-        told = [f'{headline(result["metrics"], rules, task)} (iteration {result["step"]})' for result in results]
-        if deciding(results[0]['metrics'], rules, task) is None:
+        results = [hub.get_info(name) for name in ('best_result', 'last_result')]
+        judge = judge_in(runner.cfg, results[1]['metrics'], task_of(bare_model(runner)))
+        told = [f'{judge.headline(result["metrics"])} (iteration {result["step"]})' for result in results]
+        if judge.deciding(results[0]['metrics']) is None:
             told[0] = 'not known (default_hooks.checkpoint.save_best and rule tell which metric decides, and how)'
         runner.logger.info('Student: best {}, last {}'.format(*told))
 
@@ -97,10 +98,8 @@ def describe(model: OverhaulDistiller) -> str:
             teacher_tap.path, str(teacher_tap.channels), '{}x{}'.format(*teacher_tap.size),
             teacher_tap.norm_path or 'data', student_tap.path, str(student_tap.channels),
             '{}x{}'.format(*student_tap.size), f'{weight:g}'))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    table = '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
     return (f'Distillation: teacher {teacher:,} parameters, student {student:,} parameters ({student / teacher:.1%} of '
-            f'the teacher), connectors {count_parameters(model.connectors):,}\n{table}')
+            f'the teacher), connectors {count_parameters(model.connectors):,}\n{in_columns(rows)}')
 
 
 def describe_strength(strength: Strength, step: int) -> str:
