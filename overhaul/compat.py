@@ -30,7 +30,6 @@ from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from overhaul.whole import write_whole
 
@@ -47,8 +46,6 @@ def apply() -> None:
         saves = getattr(CheckpointHook, name)
         if not hasattr(saves, '__wrapped__'):
             setattr(CheckpointHook, name, _remove_afterwards(saves))
-    if not hasattr(Runner.build_dataloader, '__wrapped__'):
-        Runner.build_dataloader = staticmethod(_read_unlabelled(Runner.build_dataloader))
 
 
 def _stub_mmcv_ops() -> None:
@@ -225,43 +222,6 @@ def _remove_afterwards(save: Callable[..., None]) -> Callable[..., None]:
             remove(path)
 
     return save_then_remove
-
-
-def _read_unlabelled(build: Callable[..., DataLoader]) -> Callable[..., DataLoader]:
-    """Let the config of a data loader have a line ``unlabelled``: see :class:`overhaul.WithUnlabelled`.
-
-    mmengine's loaders take what torch's take, and nothing more. Delete when mmengine asks the dataset, or something
-    else of a package's own, before it builds a loader.
-    """
-    @functools.wraps(build)
-    def build_dataloader(loader: DataLoader | dict, *arguments: object, **keywords: object) -> DataLoader:
-        if isinstance(loader, dict) and 'unlabelled' in loader:
-            loader = dict(loader)
-            line = _check_unlabelled(loader.pop('unlabelled'))
-            if isinstance(loader['dataset'], dict):  # else it is built already, and has them
-                per_image = line.pop('per_image', 1)
-                loader['dataset'] = dict(
-                    type='overhaul.WithUnlabelled', dataset=loader['dataset'], unlabelled=line.get('dataset', line),
-                    per_image=per_image)
-        return build(loader, *arguments, **keywords)
-
-    return build_dataloader
-
-
-def _check_unlabelled(line: object) -> dict:
-    """Return what the line says as a dict."""
-    if isinstance(line, str):
-        return dict(data_root=line)
-    if not isinstance(line, dict) or not line.keys() & {'dataset', 'data_root'}:
-        raise ValueError(
-            f'train_dataloader.unlabelled is {line!r}. Give it the path of a folder with images, or a dict: '
-            "dict(data_root='path', per_image=1), or dict(dataset=dict(type='...'), per_image=1).")
-    beside = sorted(line.keys() - {'dataset', 'per_image'})
-    if 'dataset' in line and beside:
-        raise ValueError(
-            f'train_dataloader.unlabelled has a dataset, and beside it {beside}. Only per_image belongs there: put the '
-            'rest into the dataset.')
-    return dict(line)
 
 
 def save_names_that_load(model: nn.Module) -> None:

@@ -26,6 +26,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+from plain_process import WITHOUT_OVERHAUL
 from tiny_data import write_coco
 
 from overhaul.commands import export, plot, test, train
@@ -36,24 +37,8 @@ from overhaul.reports.logs import read_log
 
 CLASSES = ('person', 'bicycle')
 
-# A process with mmdet and its operators in which this package is not installed: it has the operators of mmcv alone.
-PLAIN_PROCESS = """
-import importlib.util, sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-
+PLAIN_PROCESS = f"""{WITHOUT_OVERHAUL}
 import torch
-
-sys.modules['overhaul'] = None
-if importlib.util.find_spec('mmcv._ext') is None:
-    class Operators(ModuleType):
-        def __getattr__(self, name):
-            if name.startswith('__'):
-                raise AttributeError(name)
-            return print
-    operators = sys.modules['mmcv._ext'] = Operators('mmcv._ext')
-    operators.__spec__ = ModuleSpec('mmcv._ext', loader=None)
-
 from mmdet.apis import init_detector
 
 model = init_detector('student.py', 'student.pth', device='cpu')

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from overhaul.datasets.presence import TellsUnreadableImages, check_images
 from overhaul.registry import DATASETS, TRANSFORMS
@@ -143,6 +145,46 @@ class BlankMask(BaseTransform):
         """Add ``gt_seg_map``, and name it in ``seg_fields``."""
         mask = np.full(results['img'].shape[:2], 255, np.uint8)
         return {**results, 'gt_seg_map': mask, 'seg_fields': [*results.get('seg_fields', []), 'gt_seg_map']}
+
+
+def read_line(line: str | dict) -> tuple[dict, int]:
+    """Return the config of the images without labels, and their number per image, that a line ``unlabelled`` asks for.
+
+    Raises:
+        ValueError: If it is neither the path of a folder nor a dict of these.
+    """
+    if isinstance(line, str):
+        return dict(data_root=line), 1
+    if not isinstance(line, dict) or not line.keys() & {'dataset', 'data_root'}:
+        raise ValueError(
+            f'train_dataloader.unlabelled is {line!r}. Give it the path of a folder with images, or a dict: '
+            "dict(data_root='path', per_image=1), or dict(dataset=dict(type='...'), per_image=1).")
+    line = dict(line)
+    per_image, dataset = line.pop('per_image', 1), line.pop('dataset', None)
+    if dataset is not None and line:
+        raise ValueError(
+            f'train_dataloader.unlabelled has a dataset, and beside it {sorted(line)}. Only per_image belongs there: '
+            'put the rest into the dataset.')
+    return line if dataset is None else dataset, per_image
+
+
+def _with_line(build: Callable[..., DataLoader]) -> Callable[..., DataLoader]:
+    """Let the config of a data loader have a line ``unlabelled``, for a :class:`WithUnlabelled` around its dataset."""
+    @wraps(build)
+    def build_dataloader(loader: DataLoader | dict, *arguments: object, **keywords: object) -> DataLoader:
+        if isinstance(loader, dict) and 'unlabelled' in loader:
+            loader = dict(loader)
+            dataset, per_image = read_line(loader.pop('unlabelled'))
+            if isinstance(loader['dataset'], dict):  # else it is built already, and has them
+                loader['dataset'] = dict(
+                    type='overhaul.WithUnlabelled', dataset=loader['dataset'], unlabelled=dataset, per_image=per_image)
+        return build(loader, *arguments, **keywords)
+
+    return build_dataloader
+
+
+# mmengine's loaders take what torch's take, and ask nobody else.
+Runner.build_dataloader = staticmethod(_with_line(Runner.build_dataloader))
 
 
 def _is_leaf(cfg: Mapping) -> bool:

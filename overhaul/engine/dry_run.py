@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import Dataset
 
+from overhaul.datasets.unlabelled import read_line
 from overhaul.engine.runner import bare_model
 from overhaul.files.parts import model_of, plain_model, task_name, without_downloads
 from overhaul.registry import DATASETS, HOOKS, build, is_type, type_name
-from overhaul.tasks import name_task, student_of, task_of
+from overhaul.tasks import is_height_first, name_task, student_of, task_of
 
 _STEPS = 2
-# Transforms that are given (H, W), unlike the others, which are given (W, H).
-_HEIGHT_FIRST = ('mmpretrain.RandomCrop', 'mmpretrain.RandomResizedCrop', 'mmseg.RandomCrop')
 
 
 def prepare(cfg: Config) -> None:
@@ -59,8 +58,7 @@ def prepare(cfg: Config) -> None:
         loader.pop('batch_sampler', None)  # which may ask the dataset for more than images
         loader.dataset = ConfigDict(length=batch_size * batches, **data)
         if 'unlabelled' in loader:
-            line = loader.unlabelled
-            per_image = 1 if isinstance(line, str) else line.get('per_image', 1)
+            _, per_image = read_line(loader.unlabelled)
             loader.unlabelled = dict(dataset=dict(length=batch_size * per_image, **data), per_image=per_image)
     evaluators = cfg.get('val_evaluator') or []
     for evaluator in evaluators if isinstance(evaluators, list | tuple) else [evaluators]:
@@ -80,7 +78,7 @@ def _sizes(data: object, scope: str | None) -> Iterator[tuple[int, int]]:
     """Yield the (H, W) that the transforms in the config of a dataset give images, the last one last."""
     if isinstance(data, dict):
         name = type_name(data) or ''
-        height_first = (name if '.' in name else f'{scope}.{name}') in _HEIGHT_FIRST
+        height_first = is_height_first(name if '.' in name else f'{scope}.{name}')
         for size in map(data.get, ('scale', 'crop_size', 'size')):
             pair = _pair(size)
             if len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair):

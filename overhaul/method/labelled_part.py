@@ -9,6 +9,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+import overhaul.datasets.unlabelled  # noqa: F401  lets a data loader bring such batches
 from overhaul.tasks import count_labelled, task_of
 
 

@@ -17,6 +17,7 @@ from overhaul.tasks.task import (
     Outputs,
     Task,
     classes_of,
+    is_height_first,
     name_task,
     stand_in,
     student_of,
@@ -27,4 +28,5 @@ from overhaul.tasks.unlabelled import count_labelled, mark_unlabelled
 
 __all__ = [
     'Classification', 'Detection', 'Graph', 'Outputs', 'Quote', 'Segmentation', 'Task', 'classes_of', 'count_labelled',
-    'label_of', 'mark_unlabelled', 'name_task', 'stand_in', 'student_of', 'task_of', 'tell_what_is_left_out']
+    'is_height_first', 'label_of', 'mark_unlabelled', 'name_task', 'stand_in', 'student_of', 'task_of',
+    'tell_what_is_left_out']

@@ -38,6 +38,7 @@ class Classification(Task):
         'single-label/f1-score': Quote('% F1'),
         'multi-label/f1-score': Quote('% F1'),
     }
+    height_first = ('mmpretrain.RandomCrop', 'mmpretrain.RandomResizedCrop')
 
     @classmethod
     def takes(cls, model: nn.Module) -> bool:

@@ -26,6 +26,8 @@ class Segmentation(Task):
     quotes = {
         'mIoU': Quote('% mIoU'), 'mDice': Quote('% Dice'), 'mFscore': Quote('% F-score'), 'aAcc': Quote('% of pixels')}
 
+    height_first = ('mmseg.RandomCrop', )
+
     stand_ins = {'mmseg.datasets.transforms.loading.LoadAnnotations': dict(type='overhaul.BlankMask')}
 
     @classmethod

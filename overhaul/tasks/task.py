@@ -68,10 +68,12 @@ class Task:
         quotes: How metrics are quoted, by their names, the one to quote first.
         stand_ins: What stands in a pipeline for a transform that reads labels, where there are none: by the path of
             the transform's class, the config of another transform.
+        height_first: Transforms that are given a size as (H, W), where others are given (W, H).
     """
 
     quotes: ClassVar[Mapping[str, Quote]] = {}
     stand_ins: ClassVar[Mapping[str, dict]] = {}
+    height_first: ClassVar[Sequence[str]] = ()
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -233,6 +235,11 @@ def stand_in(transform: type) -> dict | None:
     classes = [f'{cls.__module__}.{cls.__qualname__}' for cls in transform.__mro__]
     return next((task.stand_ins[name] for task in _registered().values() for name in classes
                  if name in task.stand_ins), None)
+
+
+def is_height_first(transform: str) -> bool:
+    """Whether the ``transform`` of that name, as ``'mmseg.RandomCrop'``, is given a size as (H, W)."""
+    return any(transform in task.height_first for task in _registered().values())
 
 
 def student_of(model: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from plain_process import WITHOUT_OVERHAUL
 from small_models import build_model, resnet, segmentor, wide_resnet
 
 from overhaul import PascalVOC
@@ -26,22 +27,11 @@ from overhaul.tasks import task_of
 REPOSITORY = Path(__file__).parents[2]
 TASKS = ['classification', 'segmentation']
 
-# Stands in for an environment with mmpretrain, mmseg and a full mmcv in which this package is not installed.
-PLAIN_PROCESS = """
-import importlib.util, json, sys
-from types import ModuleType
+PLAIN_PROCESS = f"""{WITHOUT_OVERHAUL}
+import json
 
 import numpy as np
 import torch
-
-sys.modules['overhaul'] = None
-if importlib.util.find_spec('mmcv._ext') is None:
-    class Operators(ModuleType):
-        def __getattr__(self, name):
-            if name.startswith('__'):
-                raise AttributeError(name)
-            return print
-    sys.modules['mmcv._ext'] = Operators('mmcv._ext')
 
 task, config, weights = sys.argv[1:]
 image = np.load('image.npy')

@@ -1,6 +1,8 @@
-"""Checks of what the backbones of this package have in common: their depth and their ``out_indices``."""
+"""What the backbones of this package have in common: their depth, and the feature maps that they give."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import Tensor
 
 
 def blocks_per_stage(network: str, depth: int, layers_outside: int, layers_per_block: int) -> int:
@@ -37,3 +39,14 @@ def check_out_indices(network: str, out_indices: Sequence[int], count: int) -> t
             f'{network} got out_indices={out_indices!r}; it must be a tuple such as ({count - 1},) '
             f'of integers from 0 to {count - 1}.')
     return tuple(out_indices)
+
+
+def feature_maps(
+        x: Tensor, stages: Iterable[Callable[[Tensor], Tensor]], out_indices: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return what the stages of ``out_indices`` give when ``x`` (N, C, H, W) goes through all, shallow to deep."""
+    outputs = []
+    for index, stage in enumerate(stages):
+        x = stage(x)
+        if index in out_indices:
+            outputs.append(x)
+    return tuple(outputs)

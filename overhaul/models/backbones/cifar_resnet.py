@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 
-from overhaul.models.backbones.arguments import blocks_per_stage, check_out_indices
+from overhaul.models.backbones.arguments import blocks_per_stage, check_out_indices, feature_maps
 from overhaul.registry import MODELS
 
 
@@ -73,9 +73,4 @@ class CifarResNet(BaseBackbone):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps of ``out_indices``, shallow to deep."""
         x = self.relu(self.bn1(self.conv1(x)))
-        outputs = []
-        for stage, layer in enumerate((self.layer1, self.layer2, self.layer3)):
-            x = layer(x)
-            if stage in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
+        return feature_maps(x, (self.layer1, self.layer2, self.layer3), self.out_indices)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 
-from overhaul.models.backbones.arguments import check_out_indices
+from overhaul.models.backbones.arguments import check_out_indices, feature_maps
 from overhaul.registry import MODELS
 
 # Output channels and stride of the 13 depthwise separable blocks.
@@ -56,12 +56,7 @@ class MobileNetV1(BaseBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps of ``out_indices``, shallow to deep."""
-        outputs = []
-        for index, block in enumerate(self.model):
-            x = block(x)
-            if index in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
+        return feature_maps(x, self.model, self.out_indices)
 
 
 def _convolution(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 
-from overhaul.models.backbones.arguments import blocks_per_stage, check_out_indices
+from overhaul.models.backbones.arguments import blocks_per_stage, check_out_indices, feature_maps
 from overhaul.registry import MODELS
 
 
@@ -131,15 +131,10 @@ class PyramidNet(BaseBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps of ``out_indices``, shallow to deep."""
-        x = self.bn1(self.conv1(x))
-        outputs = []
-        for stage, layer in enumerate((self.layer1, self.layer2, self.layer3)):
-            x = layer(x)
-            if stage == 2:
-                x = self.relu(self.bn_final(x))
-            if stage in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
+        return feature_maps(self.bn1(self.conv1(x)), (self.layer1, self.layer2, self._last), self.out_indices)
+
+    def _last(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn_final(self.layer3(x)))
 
 
 def _widths(alpha: float, blocks: int) -> Iterator[int]:

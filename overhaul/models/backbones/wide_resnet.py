@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 
-from overhaul.models.backbones.arguments import blocks_per_stage, check_out_indices
+from overhaul.models.backbones.arguments import blocks_per_stage, check_out_indices, feature_maps
 from overhaul.registry import MODELS
 
 
@@ -78,12 +78,7 @@ class WideResNet(BaseBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps of ``out_indices``, shallow to deep."""
-        x = self.conv1(x)
-        outputs = []
-        for stage, block in enumerate((self.block1, self.block2, self.block3)):
-            x = block(x)
-            if stage == 2:
-                x = self.relu(self.bn1(x))
-            if stage in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
+        return feature_maps(self.conv1(x), (self.block1, self.block2, self._last), self.out_indices)
+
+    def _last(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn1(self.block3(x)))
