@@ -104,20 +104,9 @@ class _SSDFinder(MetaPathFinder):
         spec = PathFinder.find_spec(name, path)
         if spec is not None:
             run = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: (run(module), _give_loss(module.SSDHead))
+            loss = property(lambda head: head._modules.get('loss_cls'))  # None, if no head that derives from it has one
+            spec.loader.exec_module = lambda module: (run(module), setattr(module.SSDHead, 'loss_cls', loss))
         return spec
-
-
-def _give_loss(head: type[nn.Module]) -> None:
-    initialise = head.__init__
-
-    @functools.wraps(initialise)
-    def initialise_whole(self: nn.Module, *arguments: object, **keywords: object) -> None:
-        initialise(self, *arguments, **keywords)
-        if not hasattr(self, 'loss_cls'):
-            self.loss_cls = None
-
-    head.__init__ = initialise_whole
 
 
 def _history_buffer_attribute(owner: object, name: str) -> object:
@@ -328,16 +317,14 @@ def prepare_launcher(cfg: Config) -> None:
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none':
         return
-    _check_launched(launcher)
-    _check_static_graph(cfg)
     on_gpus = torch.cuda.is_available()
-    if on_gpus:
-        _check_local_rank(launcher)
-    elif cfg.get('sync_bn'):
+    _check_launched(launcher, on_gpus)
+    _check_static_graph(cfg)
+    if not on_gpus and cfg.get('sync_bn'):
         raise ValueError(
             'sync_bn needs GPUs, for PyTorch has no synchronised batch norm for the CPU. Set sync_bn=None, or run a '
             'single process.')
-    elif not torch.distributed.is_initialized():
+    if not on_gpus and not torch.distributed.is_initialized():
         if launcher == 'slurm':
             _slurm_environment()
         torch.distributed.init_process_group('gloo')
@@ -359,24 +346,20 @@ def _check_static_graph(cfg: Config) -> None:
             'two back.')
 
 
-def _check_launched(launcher: str) -> None:
-    variable, program, script = {
-        'pytorch': ('RANK', 'torchrun', 'tools/dist_train.sh'),
-        'slurm': ('SLURM_PROCID', 'srun', 'tools/slurm_train.sh')}[launcher]
-    if variable not in os.environ:
+def _check_launched(launcher: str, on_gpus: bool) -> None:
+    rank, local_rank, program, script, visible = {
+        'pytorch': ('RANK', 'LOCAL_RANK', 'torchrun', 'tools/dist_train.sh', 'in CUDA_VISIBLE_DEVICES'),
+        'slurm': ('SLURM_PROCID', 'SLURM_LOCALID', 'srun', 'tools/slurm_train.sh',
+                  'which --gpus-per-task and --gpu-bind hide')}[launcher]
+    if rank not in os.environ:
         raise ValueError(
             f'--launcher {launcher} is for processes that {program} has started, as {script} does it. Use that script, '
             'or leave the launcher out to train in a single process.')
-
-
-def _check_local_rank(launcher: str) -> None:
-    variable = {'pytorch': 'LOCAL_RANK', 'slurm': 'SLURM_LOCALID'}[launcher]
-    rank, gpus = int(os.environ.get(variable, 0)), torch.cuda.device_count()
-    visible = {'pytorch': 'in CUDA_VISIBLE_DEVICES', 'slurm': 'which --gpus-per-task and --gpu-bind hide'}[launcher]
-    if rank >= gpus:
+    place, gpus = int(os.environ.get(local_rank, 0)), torch.cuda.device_count()
+    if on_gpus and place >= gpus:
         raise ValueError(
-            f'This is process {rank + 1} on this machine, which has {gpus} GPU{"s" * (gpus > 1)} for one process each. '
-            f'Ask for {gpus}, or make more visible, {visible}.')
+            f'This is process {place + 1} on this machine, which has {gpus} GPU{"s" * (gpus > 1)} for one process '
+            f'each. Ask for {gpus}, or make more visible, {visible}.')
 
 
 def _slurm_environment() -> None:

@@ -82,9 +82,9 @@ def _is_ours(file: str) -> bool:
 
 def _no_package(error: Exception) -> str | None:
     """Return how a package is installed that detection needs, and no other task."""
-    missing = re.search("No module named '(mmdet|pycocotools)", str(error))
-    return missing and (f'The config asks for something that needs {missing[1]}, which is not installed here: '
-                        f'{how_to_install(missing[1])}')
+    missing = re.search(r"No module named '(\w+)", str(error))
+    advice = missing and how_to_install(missing[1])
+    return advice and f'The config asks for something that needs {missing[1]}, which is not installed here: {advice}'
 
 
 def _symptom(error: Exception) -> str | None:

@@ -147,14 +147,14 @@ class BlankMask(BaseTransform):
         return {**results, 'gt_seg_map': mask, 'seg_fields': [*results.get('seg_fields', []), 'gt_seg_map']}
 
 
-def read_line(line: str | dict) -> tuple[dict, int]:
-    """Return the config of the images without labels, and their number per image, that a line ``unlabelled`` asks for.
+def read_line(line: str | dict) -> tuple[str | dict, int]:
+    """Return the images without labels, and their number per image, that a line ``unlabelled`` asks for.
 
     Raises:
         ValueError: If it is neither the path of a folder nor a dict of these.
     """
     if isinstance(line, str):
-        return dict(data_root=line), 1
+        return line, 1
     if not isinstance(line, dict) or not line.keys() & {'dataset', 'data_root'}:
         raise ValueError(
             f'train_dataloader.unlabelled is {line!r}. Give it the path of a folder with images, or a dict: '

@@ -54,8 +54,8 @@ def measure(
     Memory: each variant takes its steps in a fresh process. On a GPU it is the peak of torch's allocator during steps
     after the warm-up, in which algorithms are tried that need more. On a CPU it is what the peak of resident memory
     adds, during the steps, to what was resident when the models had been built, while freed memory is given back: what
-    is in use at a time. A training keeps it and takes somewhat more. With
-    compilation it is left out, since the compiler's own memory would be in it.
+    is in use at a time. A training keeps it and takes somewhat more. With compilation it is left out, since the
+    compiler's own memory would be in it.
 
     Args:
         cfg: Config of a distillation. Not changed.
@@ -90,7 +90,8 @@ def measure(
         variant['ratio'] = quartiles(np.divide(variant['seconds'], variants[FLOOR]['seconds']))
         if device == 'cuda' or 'compile' not in name:
             progress(f'{name}: memory')
-            variant['memory'] = _in_fresh_process(memory, cfg, name, batch_size, device)
+            with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as fresh:
+                variant['memory'] = fresh.submit(memory, cfg, name, batch_size, device).result()
             variant['memory_ratio'] = variant['memory'] / variants[FLOOR]['memory']
     return {'setting': _setting(cfg, batch_size, device, rounds), 'variants': variants}
 
@@ -110,7 +111,7 @@ def _speed(
         except Exception as error:  # whatever a compiler or a device lacks
             if name in (FLOOR, STUDENT, 'eager'):
                 raise
-            variants[name] = {'failed': _first_sentence(error)}
+            variants[name] = {'failed': f'{type(error).__name__}: {str(error).strip()}'.partition('\n')[0]}
     for name, seconds in _take_turns(steps, rounds, device).items():
         variants[name] = {'seconds': seconds, 'images_per_second': batch_size / float(np.median(seconds))}
     return variants
@@ -191,23 +192,19 @@ def _take_turns(steps: dict[str, Callable[[], None]], rounds: int, device: str) 
     at_once = 10 if device == 'cuda' else 1  # a single step on a GPU is mostly launching
     alone = device == 'cpu' and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
+    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
     seconds = {name: [] for name in steps}
     order, shuffled = list(steps), random.Random(0)
     for _ in range(rounds):
         shuffled.shuffle(order)
         for name in order:
-            _wait(device)
+            wait()
             start = clock()
             for _ in range(at_once):
                 steps[name]()
-            _wait(device)
+            wait()
             seconds[name].append((clock() - start) / at_once)
     return seconds
-
-
-def _wait(device: str) -> None:
-    if device == 'cuda':
-        torch.cuda.synchronize()
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
@@ -238,16 +235,6 @@ def memory(cfg: Config, variant: str, batch_size: int, device: str) -> int:
 def _resident(field: str) -> int:
     status = Path('/proc/self/status').read_text()
     return int(re.search(rf'{field}:\s+(\d+) kB', status)[1]) * 1024
-
-
-def _in_fresh_process(function: Callable, *arguments: object) -> object:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def _first_sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or ['']
-    return f'{type(error).__name__}: {lines[0]}'
 
 
 def _setting(cfg: Config, batch_size: int, device: str, rounds: int) -> dict:

@@ -38,7 +38,7 @@ def turn_on(cfg: Config, modes: Collection[str]) -> None:
         cfg.optim_wrapper.type = 'overhaul.Bfloat16OptimWrapper'
     hooks = {'channels_last': 'overhaul.ChannelsLastHook', 'compile': 'overhaul.CompileHook'}
     cfg.custom_hooks = [
-        *cfg.get('custom_hooks', []), *(dict(type=hooks[mode]) for mode in MODES if mode in modes and mode in hooks)]
+        *cfg.get('custom_hooks', []), *(dict(type=hook) for mode, hook in hooks.items() if mode in modes)]
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import cycle
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -115,7 +116,7 @@ def draw_curves(curves: Sequence[Curve], step: str, teacher: Mapping[str, float]
     figure = Figure((5 * (len(kinds) + 1), 4), layout='constrained')
     *panels, losses = figure.subplots(1, len(kinds) + 1, sharex=step == 'iteration', squeeze=False)[0]
     for axes, (unit, kind) in zip(panels, kinds.items()):
-        for curve, colour in zip(curves, _colours(len(curves))):
+        for curve, colour in zip(curves, cycle(COLOURS)):
             points = {at: result.value for at, some in curve.results.items() for result in some if result.unit == unit}
             axes.plot(list(points), list(points.values()), 'o-', color=colour, label=curve.name, ms=3)
             if curve.best in points:
@@ -125,7 +126,7 @@ def draw_curves(curves: Sequence[Curve], step: str, teacher: Mapping[str, float]
         axes.set(xlabel=step, ylabel=f'validation, {kind.axis}')
         if kind.less_is_better and axes.dataLim.y0 >= 0:
             axes.set_ylim(0, None)
-    for curve, colour in zip(curves, _colours(len(curves))):
+    for curve, colour in zip(curves, cycle(COLOURS)):
         losses.plot(list(curve.task_losses), list(curve.task_losses.values()), color=colour, label=curve.name)
     losses.set(xlabel='iteration', ylabel='task loss in training', yscale='log')
     for axes in (*panels, losses):
@@ -143,7 +144,7 @@ def draw_tap_losses(losses: Mapping[str, Mapping[int, float]], task_losses: Mapp
         raise ValueError('That training was of a student alone: it has no distillation loss to draw. Name another.')
     figure = Figure((7, 4), layout='constrained')
     axes = figure.subplots()
-    for (tap, values), colour in zip(losses.items(), _colours(len(losses))):
+    for (tap, values), colour in zip(losses.items(), cycle(COLOURS)):
         axes.plot(list(values), list(values.values()), 'o-', color=colour, label=tap, ms=3)
     axes.plot(list(task_losses), list(task_losses.values()), '--', color=TEACHER, label='task')
     axes.set(xlabel='iteration', ylabel='loss in training', yscale='log')
@@ -326,10 +327,6 @@ def to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _colours(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
 def _finish(axes: Axes, title: str | None = None) -> None:

@@ -22,13 +22,7 @@ _HEAD = re.compile(r'(neck|heads?|head_\w+|\w+_head|fc|classifier|last_linear|li
 
 
 class Outputs(nn.Module):
-    """From normalised images (N, C, H, W) to what ``model`` makes of them, for a graph.
-
-    Args:
-        model: The model.
-        tensors: Makes one tensor, or several in a tuple, of what the model gives and of the images. Default: it gives
-            one.
-    """
+    """From normalised images (N, C, H, W) to what ``tensors`` makes of the answer of ``model``, and of the images."""
 
     def __init__(
             self, model: nn.Module,

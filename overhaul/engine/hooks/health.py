@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from overhaul.engine.hooks.summary import SummaryHook
 from overhaul.engine.runner import bare_model
 from overhaul.method.distiller import OverhaulDistiller
-from overhaul.method.probe import Strength
 from overhaul.registry import HOOKS
 from overhaul.tasks import classes_of, task_of
 from overhaul.tasks.results import Judge
@@ -145,11 +144,8 @@ class HealthHook(Hook):
         if summary is not None and summary.teacher_metrics:
             yield from doubts_of_teacher(model.teacher, summary.teacher_metrics, runner.val_dataloader.dataset)
         yield from doubts_of_taps(model, self._watch)
-        if summary is not None and summary.strength is not None:
-            yield from self._doubts_of_strength(summary.strength)
-
-    def _doubts_of_strength(self, strength: Strength) -> Iterator[str]:
-        if strength.task_loss is not None and strength.loss_ratio > self.largest_ratio:
+        strength = summary and summary.strength
+        if strength and strength.task_loss is not None and strength.loss_ratio > self.largest_ratio:
             yield (f'The distillation loss is {strength.distillation_loss:.3g}, {strength.loss_ratio:.3g} times the '
                    'task loss, and will drown it. Lower the loss_weight of the distill_loss, or let '
                    "loss_weight='auto' set it.")

@@ -16,10 +16,8 @@ class PictureHook(Hook):
     """Gives pictures of one training batch to all backends of the visualizer, TensorBoard or a folder, at an interval.
 
     ``features`` shows, for one image, channels of the teacher, of the student as the training began and as it is, and
-    the differences, see :func:`draw_features`. ``pre_activations`` shows histograms of the teacher's
-    pre-activations with the margins, and of the student's feature, see
-    :func:`draw_pre_activations`. The training is the same with and without it. Does nothing to a
-    student that trains alone.
+    the differences. ``pre_activations`` shows histograms of the teacher's pre-activations with the margins, and of the
+    student's feature. The training is the same with and without it. Does nothing to a student that trains alone.
 
     Args:
         interval: Iterations between two pictures. There is one at the end too. Default: 1000.
@@ -47,15 +45,13 @@ class PictureHook(Hook):
             self._draw(runner)
 
     def _features(self, runner: Runner) -> list:
-        from overhaul.reports.pictures import (
-            read_features,  # here: matplotlib, which only users of this hook should load
-        )
+        from overhaul.reports import pictures  # here: matplotlib, which only users of this hook should load
 
-        model = bare_model(runner)
-        return read_features(model, self._data, runner.optim_wrapper.optim_context(runner.model))
+        context = runner.optim_wrapper.optim_context(runner.model)
+        return pictures.read_features(bare_model(runner), self._data, context)
 
     def _draw(self, runner: Runner) -> None:
-        from overhaul.reports.pictures import draw_features, draw_pre_activations, to_array
+        from overhaul.reports import pictures
 
         if not isinstance(bare_model(runner), OverhaulDistiller):
             return
@@ -65,6 +61,7 @@ class PictureHook(Hook):
         step = runner.iter + 1
         names = f'at iteration {self._first_step}', f'at iteration {step}'
         figures = dict(
-            features=draw_features(self._first, features, names), pre_activations=draw_pre_activations(features))
+            features=pictures.draw_features(self._first, features, names),
+            pre_activations=pictures.draw_pre_activations(features))
         for name, figure in figures.items():
-            runner.visualizer.add_image(name, to_array(figure), step)
+            runner.visualizer.add_image(name, pictures.to_array(figure), step)
