@@ -5,20 +5,13 @@
 Paper, in mIoU: teacher 77.89, student 68.46 alone, 71.19 with it.
 """
 
-_base_ = [
-    '_base_/datasets/voc_aug.py', '_base_/networks/deeplab_v3_plus.py', '_base_/schedules/voc_50_epochs.py',
-    '_base_/runtime.py']
-default_scope = 'mmseg'
-default_hooks = dict(checkpoint=dict(save_best='mIoU'))
+_base_ = 'voc_r101_r18.py'
 
 # The official code has no dropout after the pyramid while it distils.
 _base_.deeplab_mobilenetv2.decode_head.aspp_dropout_ratio = 0
 
 model = dict(
-    type='overhaul.OverhaulDistiller',
-    teacher=_base_.deeplab_resnet101,
-    teacher_checkpoint='data/teachers/deeplab-resnet.pth.tar',
-    student=_base_.deeplab_mobilenetv2,
+    student=dict(_delete_=True, **_base_.deeplab_mobilenetv2),
     taps=[
         dict(teacher='backbone.layer1.2.relu:input', student='backbone.layer3.0.conv.0.bn', loss_weight=1 / 8),
         dict(teacher='backbone.layer2.3.relu:input', student='backbone.layer4.0.conv.0.bn', loss_weight=1 / 4),
@@ -30,6 +23,4 @@ model = dict(
         dict(
             teacher='decode_head.fusion.1.activate:input', student='decode_head.fusion.1.activate:input',
             loss_weight=1 / 16),
-    ],
-    distill_loss=dict(type='PartialL2Loss', loss_weight=1e-5),
-    input_size=(513, 513))
+    ])
