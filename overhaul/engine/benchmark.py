@@ -90,8 +90,7 @@ def measure(
         variant['ratio'] = quartiles(np.divide(variant['seconds'], variants[FLOOR]['seconds']))
         if device == 'cuda' or 'compile' not in name:
             progress(f'{name}: memory')
-            with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as fresh:
-                variant['memory'] = fresh.submit(memory, cfg, name, batch_size, device).result()
+            variant['memory'] = _in_fresh_process(memory, cfg, name, batch_size, device)
             variant['memory_ratio'] = variant['memory'] / variants[FLOOR]['memory']
     return {'setting': _setting(cfg, batch_size, device, rounds), 'variants': variants}
 
@@ -235,6 +234,11 @@ def memory(cfg: Config, variant: str, batch_size: int, device: str) -> int:
 def _resident(field: str) -> int:
     status = Path('/proc/self/status').read_text()
     return int(re.search(rf'{field}:\s+(\d+) kB', status)[1]) * 1024
+
+
+def _in_fresh_process(function: Callable, *arguments: object) -> object:
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _setting(cfg: Config, batch_size: int, device: str, rounds: int) -> dict:
