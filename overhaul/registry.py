@@ -6,7 +6,7 @@ import inspect
 import re
 import textwrap
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -102,6 +102,15 @@ def is_type(part: object, *names: str) -> bool:
     """
     name = type_name(part) if isinstance(part, Mapping) else None
     return name is not None and any(name in (known, known.rpartition('.')[2]) for known in names)
+
+
+def dicts_in(part: object) -> Iterator[dict]:
+    """Yield all dicts that a ``part`` of a config is made of, each before those in it."""
+    if isinstance(part, dict):
+        yield part
+        part = list(part.values())
+    for child in part if isinstance(part, list | tuple) else ():
+        yield from dicts_in(child)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
-from itertools import cycle
+from itertools import cycle, product
 from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -194,21 +194,19 @@ def run_all(
     """Run what is not finished; return what is varied, the variants, and the metrics of each run."""
     key, variants = variants_of(arguments)
     folder = arguments.work_dir or Path('work_dirs/compare', config_name(arguments.config))
-    seeds_data = 'seed' in cfg.train_dataloader.dataset
+    data = ['train_dataloader.dataset.seed'] if 'seed' in cfg.train_dataloader.dataset else []
     config = cfg.to_dict()
     commands, metrics = {}, {}
-    for variant, overrides in variants.items():
+    for variant, seed, side in product(variants, range(arguments.seeds), arguments.sides):
         name = f'{key}={variant}'.replace('/', '_') if variant else 'as_configured'
-        for seed in range(arguments.seeds):
-            for side in arguments.sides:
-                run, work_dir = Run(side, variant, seed), folder / name / f'{side}_seed{seed}'
-                data = [f'train_dataloader.dataset.seed={seed}'] if seeds_data else []
-                options = [*arguments.cfg_options, *overrides, *data, f'randomness.seed={seed}']
-                setting = json.dumps([side, options, config], sort_keys=True, default=str)
-                setting = hashlib.sha256(setting.encode()).hexdigest()
-                commands[run] = command_of(run, arguments.config, work_dir, options), work_dir, setting
-                if (result := finished(work_dir, setting)) is not None:
-                    metrics[run] = result
+        run, work_dir = Run(side, variant, seed), folder / name / f'{side}_seed{seed}'
+        seeds = [f'{place}={seed}' for place in (*data, 'randomness.seed')]
+        options = [*arguments.cfg_options, *variants[variant], *seeds]
+        setting = json.dumps([side, options, config], sort_keys=True, default=str)
+        setting = hashlib.sha256(setting.encode()).hexdigest()
+        commands[run] = command_of(run, arguments.config, work_dir, options), work_dir, setting
+        if (result := finished(work_dir, setting)) is not None:
+            metrics[run] = result
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
     with ProcessPoolExecutor(arguments.jobs, OneGPUEach()) as pool:
         runs = {pool.submit(train, *command): run for run, command in commands.items() if run not in metrics}

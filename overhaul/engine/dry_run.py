@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from overhaul.datasets.unlabelled import read_line
 from overhaul.engine.runner import bare_model
 from overhaul.files.parts import model_of, plain_model, task_name, without_downloads
-from overhaul.registry import DATASETS, HOOKS, build, is_type, type_name
+from overhaul.registry import DATASETS, HOOKS, build, dicts_in, is_type, type_name
 from overhaul.tasks import is_height_first, name_task, student_of, task_of
 
 _STEPS = 2
@@ -76,16 +76,13 @@ def prepare(cfg: Config) -> None:
 
 def _sizes(data: object, scope: str | None) -> Iterator[tuple[int, int]]:
     """Yield the (H, W) that the transforms in the config of a dataset give images, the last one last."""
-    if isinstance(data, dict):
-        name = type_name(data) or ''
+    for part in dicts_in(data):
+        name = type_name(part) or ''
         height_first = is_height_first(name if '.' in name else f'{scope}.{name}')
-        for size in map(data.get, ('scale', 'crop_size', 'size')):
+        for size in map(part.get, ('scale', 'crop_size', 'size')):
             pair = _pair(size)
             if len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair):
                 yield pair if height_first else pair[::-1]
-        data = list(data.values())
-    for part in data if isinstance(data, list | tuple) else ():
-        yield from _sizes(part, scope)
 
 
 def _pair(size: object) -> tuple:

@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 
 from overhaul.engine.runner import bare_model
 from overhaul.files.parts import build_plain
-from overhaul.registry import nearest, type_name
+from overhaul.registry import dicts_in, nearest, type_name
 from overhaul.tasks import Task, task_of
 from overhaul.tasks.results import Judge, first_number, less_is_better
 
@@ -136,20 +136,13 @@ def _described(name: str, rule: str) -> str:
 
 def _followers(cfg: Config) -> Iterator[tuple[dict, str]]:
     """Yield the parts of ``cfg`` that follow metrics, and the key under which they name them."""
-    return _followers_in([cfg.get(place) for place in ('default_hooks', 'custom_hooks', 'param_scheduler')])
-
-
-def _followers_in(part: object) -> Iterator[tuple[dict, str]]:
-    if isinstance(part, dict):
+    for part in dicts_in([cfg.get(place) for place in ('default_hooks', 'custom_hooks', 'param_scheduler')]):
         name = type_name(part) or ''
         if 'ReduceOnPlateau' in name:
             part.setdefault('monitor', 'loss')  # as mmengine does
         follows = 'save_best' if part.get('save_best') else 'monitor'
         if part.get(follows) and (follows == 'save_best' or re.search('EarlyStopping|ReduceOnPlateau', name)):
             yield part, follows
-        part = list(part.values())
-    for child in part if isinstance(part, list | tuple) else ():
-        yield from _followers_in(child)
 
 
 def _listed(asked: str | list[str]) -> list[str]:
