@@ -9,6 +9,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 import gc
 
 import pytest
+import quick_python
 from mmengine.registry import DefaultScope
 
 
@@ -23,3 +24,10 @@ def modules_are_no_garbage():
 def no_default_scope():
     """Begin as a new process does: a runner of an earlier test has left its scope."""
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(scope='session')
+def python(tmp_path_factory):
+    """The path of a python that begins at once."""
+    with quick_python.started(tmp_path_factory.mktemp('python')) as program:
+        yield str(program)

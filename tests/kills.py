@@ -36,11 +36,15 @@ ROOT = Path(__file__).parents[1]
 
 
 class Training(NamedTuple):
-    """A config file, the name of its last checkpoint, and how many iterations train the connectors alone."""
+    """A config file, the name of its last checkpoint, and how many iterations train the connectors alone.
+
+    ``python`` starts those that nobody kills.
+    """
 
     config: Path
     last: str
     connectors_alone: int = 0
+    python: str = sys.executable
 
 
 class Kill(NamedTuple):
@@ -94,10 +98,10 @@ def _dump(cfg: Config, path: Path) -> Path:
     return path
 
 
-def start(training: Training, work_dir: Path, resume: bool) -> subprocess.Popen:
+def start(training: Training, work_dir: Path, resume: bool, python: str = sys.executable) -> subprocess.Popen:
     """Start a training."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / 'tools/train.py'), str(training.config), '--work-dir', str(work_dir),
+        [python, str(ROOT / 'tools/train.py'), str(training.config), '--work-dir', str(work_dir),
          *(['--resume'] if resume else [])],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -105,7 +109,7 @@ def start(training: Training, work_dir: Path, resume: bool) -> subprocess.Popen:
 
 def finish(training: Training, work_dir: Path, resume: bool) -> dict:
     """Train to the end and return the last checkpoint."""
-    process = start(training, work_dir, resume)
+    process = start(training, work_dir, resume, training.python)
     _, errors = process.communicate()
     if process.returncode:
         raise RuntimeError(f'The training failed: {errors[-2000:]}')

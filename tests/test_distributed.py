@@ -55,14 +55,12 @@ def write(path, text, executable=False):
 
 @pytest.fixture(scope='module')
 def programs(tmp_path_factory):
-    """A folder of programs to be found first, with the ``python`` that runs the tests."""
-    folder = tmp_path_factory.mktemp('programs')
-    write(folder / 'python', f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', executable=True)
-    return folder
+    """A folder of programs to be found first."""
+    return tmp_path_factory.mktemp('programs')
 
 
 @pytest.fixture(scope='module')
-def start(programs):
+def start(programs, python):
     """Start a script of tools/ in a folder; what still runs when the tests are over is ended."""
     started = []
 
@@ -71,8 +69,8 @@ def start(programs):
         process = subprocess.Popen(
             ['bash', str(TOOLS / script), *map(str, arguments)], cwd=folder, start_new_session=True, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**inherited, 'PATH': f'{programs}:{os.environ["PATH"]}', 'PYTHONPATH': str(ROOT / 'tests'),
-                 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1', **environment})
+            env={**inherited, 'PATH': f'{programs}:{Path(python).parent}:{os.environ["PATH"]}', 'PYTHON_EXEC': python,
+                 'PYTHONPATH': str(ROOT / 'tests'), 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1', **environment})
         started.append(process)
         return process
 

@@ -9,7 +9,7 @@ import runpy
 import shlex
 import subprocess
 import sys
-from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -169,7 +169,7 @@ def test_every_command_of_the_evidence_makes_what_it_should(tmp_path, monkeypatc
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     (tmp_path / 'docs/results').mkdir(parents=True)
     # Runs of two iterations are over sooner than a process begins.
-    monkeypatch.setattr(futures, 'ProcessPoolExecutor', lambda *_: futures.ThreadPoolExecutor(1))
+    monkeypatch.setattr('overhaul.commands.compare.ProcessPoolExecutor', lambda *_: ThreadPoolExecutor(1))
     variables, made = {}, []
     blocks = BLOCK.findall((ROOT / 'docs/evidence.md').read_text())
     for line in ''.join(block for language, block in blocks if language == 'bash').replace('\\\n', ' ').splitlines():

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -48,18 +47,14 @@ class DieHook(Hook):
 
 
 @pytest.fixture
-def train(tmp_path):
+def train(python):
     """Run tools/dist_train.sh in two processes: on one machine, or on two with a folder each. Return what they say."""
-    programs = tmp_path / 'programs'
-    programs.mkdir()
-    (programs / 'python').write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (programs / 'python').chmod(0o755)
     started = []
 
     def train(config, *folders, **environment):
         environment = {
-            **os.environ, 'PATH': f'{programs}:{os.environ["PATH"]}', 'PYTHONPATH': str(ROOT / 'tests'),
-            'CUDA_VISIBLE_DEVICES': '', **environment}
+            **os.environ, 'PATH': f'{Path(python).parent}:{os.environ["PATH"]}', 'PYTHON_EXEC': python,
+            'PYTHONPATH': str(ROOT / 'tests'), 'CUDA_VISIBLE_DEVICES': '', **environment}
         if len(folders) == 2:
             with socket.socket() as free:
                 free.bind(('127.0.0.1', 0))

@@ -2,7 +2,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 
 import parity
 import pytest
@@ -45,13 +44,13 @@ def test_the_config_of_a_setting_agrees_with_the_official_code(setting, capsys):
     assert rows['teacher parameters with a gradient'][:2] == (0, 0)
 
 
-def test_one_wrong_digit_fails_the_tool_and_all_else_of_that_setting_agrees(tmp_path):
+def test_one_wrong_digit_fails_the_tool_and_all_else_of_that_setting_agrees(tmp_path, python):
     golden = json.loads((GOLDEN / 'cifar_d.json').read_text())
     golden['taps'][1]['raw_loss'] *= 1 + 1e-8  # the tolerance is 1e-9
     tampered = tmp_path / 'tampered.json'
     tampered.write_text(json.dumps(golden))
     run = subprocess.run(
-        [sys.executable, '-W', 'ignore', 'tests/parity.py', str(tampered)], cwd=parity.ROOT,
+        [python, '-W', 'ignore', 'tests/parity.py', str(tampered)], cwd=parity.ROOT,
         env={**os.environ, 'PYTHONPATH': str(parity.ROOT)}, capture_output=True, text=True)
     assert run.returncode == 1, run.stderr
     assert run.stdout.endswith('\nparity: FAILED\n')

@@ -85,11 +85,11 @@ def in_each_process(folder):
 
 
 @pytest.fixture(scope='module')
-def of_ranks(tmp_path_factory):
+def of_ranks(tmp_path_factory, python):
     folder = tmp_path_factory.mktemp('ranks')
     environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(sys.path))
     processes = [
-        subprocess.Popen([sys.executable, __file__, folder], stdout=subprocess.DEVNULL,
+        subprocess.Popen([python, __file__, folder], stdout=subprocess.DEVNULL,
                          env=dict(environment, RANK=str(rank), LOCAL_RANK=str(rank))) for rank in range(2)]
     assert [process.wait(timeout=200) for process in processes] == [0, 0]
     return [torch.load(folder / f'{rank}.pth') for rank in range(2)]

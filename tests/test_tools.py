@@ -40,9 +40,9 @@ def run_in_process(folder, *arguments, **options):
         runpy.run_path(sys.argv[0], run_name='__main__')
 
 
-def run_in_subprocess(folder, *arguments, **options):
+def run_in_subprocess(python, folder, *arguments, **options):
     return subprocess.run(
-        [sys.executable, *command(*arguments, **options)], cwd=folder, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        [python, *command(*arguments, **options)], cwd=folder, env={**os.environ, 'PYTHONPATH': str(ROOT)},
         capture_output=True, text=True, timeout=120)
 
 
@@ -77,10 +77,10 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def trained_alone(tmp_path_factory):
+def trained_alone(tmp_path_factory, python):
     """The work directory of its student alone."""
     folder = tmp_path_factory.mktemp('trained_alone')
-    result = run_in_subprocess(folder, 'train.py', CONFIG, '--student-only', options=QUICK)
+    result = run_in_subprocess(python, folder, 'train.py', CONFIG, '--student-only', options=QUICK)
     assert result.returncode == 0, result.stderr
     return folder / 'work_dirs/digits_wrn16_2_wrn10_1_student_only'
 
@@ -242,8 +242,8 @@ def test_the_two_students_differ(trained, trained_alone):
     assert last_error(trained) != last_error(trained_alone)
 
 
-def test_test_measures_the_teacher(tmp_path):
-    result = run_in_subprocess(tmp_path, 'test.py', CONFIG, '--teacher')
+def test_test_measures_the_teacher(tmp_path, python):
+    result = run_in_subprocess(python, tmp_path, 'test.py', CONFIG, '--teacher')
     assert result.returncode == 0, result.stderr
     assert log(tmp_path / 'work_dirs/digits_wrn16_2_wrn10_1').strip().splitlines()[-1].endswith(
         'Teacher: 0.44 % error')
@@ -275,8 +275,8 @@ def test_test_asks_for_a_checkpoint(run, capsys):
 # Wrong input
 
 
-def test_refusal_is_one_paragraph_and_status_1(tmp_path):
-    result = run_in_subprocess(tmp_path, 'train.py', CONFIG, options=['model.distil_loss.loss_weight=1'])
+def test_refusal_is_one_paragraph_and_status_1(tmp_path, python):
+    result = run_in_subprocess(python, tmp_path, 'train.py', CONFIG, options=['model.distil_loss.loss_weight=1'])
     assert result.returncode == 1
     assert result.stderr == (
         'error: The config gives OverhaulDistiller an unknown key "distil_loss". Nearest: distill_loss.\n')

@@ -54,11 +54,11 @@ def test_every_run_is_a_row(compared):
             assert (logs[0].teacher == {}) == (logs[0].tap_losses == {}) == (side == 'alone')
 
 
-def test_a_run_is_what_train_makes_of_its_command(compared, tmp_path):
+def test_a_run_is_what_train_makes_of_its_command(compared, tmp_path, python):
     # The third run of its process, against one in a process of its own.
     folder, _ = compared
     options = [*QUICK[3:], f'{KEY}=1', 'randomness.seed=1', 'train_dataloader.dataset.seed=1']
-    subprocess.run([sys.executable, str(ROOT / 'tools/train.py'), CONFIG, '--work-dir', str(tmp_path), '--cfg-options',
+    subprocess.run([python, str(ROOT / 'tools/train.py'), CONFIG, '--work-dir', str(tmp_path), '--cfg-options',
                     *options], check=True, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     one, other = (read_log(path) for path in (tmp_path, folder / f'runs/{KEY}=1/distilled_seed1'))
     assert one.task_losses == other.task_losses and one.tap_losses == other.tap_losses

@@ -51,8 +51,8 @@ def whole(tmp_path_factory):
     return folder / 'work'
 
 
-def test_training_killed_while_it_writes_a_checkpoint_ends_as_one_that_was_not(tmp_path):
-    training = digits(tmp_path)
+def test_training_killed_while_it_writes_a_checkpoint_ends_as_one_that_was_not(tmp_path, python):
+    training = digits(tmp_path)._replace(python=python)
     end, (found, ) = killed(training, tmp_path / 'killed', [True], random.Random(0))
     assert found.iteration > 0 and found.pointed and not found.lost and not found.damaged
     assert same_end(finish(training, tmp_path / 'undisturbed', resume=False), end)

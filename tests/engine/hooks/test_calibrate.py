@@ -99,10 +99,10 @@ def test_estimated_values_are_in_the_checkpoint_and_a_resumed_run_keeps_them(tmp
     assert not any(torch.equal(value, before) for value, before in zip(anew, first))
 
 
-def test_all_processes_get_the_values_of_the_data_of_all(tmp_path, teacher_file):
+def test_all_processes_get_the_values_of_the_data_of_all(tmp_path, teacher_file, python):
     ranks = [dict(os.environ, RANK=str(rank), WORLD_SIZE='2', PYTHONPATH=os.pathsep.join(sys.path))
              for rank in range(2)]
-    processes = [subprocess.Popen([sys.executable, __file__, tmp_path, teacher_file], env=env) for env in ranks]
+    processes = [subprocess.Popen([python, __file__, tmp_path, teacher_file], env=env) for env in ranks]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     together = calibrated(tmp_path / 'one', teacher_file, **FROM_DATA).state_dict()  # all batches in one process

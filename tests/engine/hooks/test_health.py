@@ -318,13 +318,14 @@ compat.leave_launcher()
 """
 
 
-def test_what_one_process_finds_stops_all(tmp_path):
+def test_what_one_process_finds_stops_all(tmp_path, python):
     script = tmp_path / 'script.py'
     script.write_text(IN_EACH_PROCESS)
     subprocess.run(
-        [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+        [python, '-W', 'ignore', '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
          str(script), str(tmp_path)],
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}, check=True, timeout=120,
+        env={**os.environ, 'PYTHON_EXEC': python, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'},
+        check=True, timeout=120,
         capture_output=True)
     messages = {name: (tmp_path / name).read_text() for name in ('loss0', 'loss1', 'margin0', 'margin1')}
     assert messages['loss0'].startswith('Iteration 2: a loss or gradient is not finite in another process.')
