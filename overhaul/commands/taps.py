@@ -17,10 +17,9 @@ from mmengine.logging import MMLogger
 from torch import nn
 
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.checkpoints import examples
 from overhaul.files.parts import model_of, plain_model, task_name, teacher_only, whole_model, without_downloads
 from overhaul.files.settings import read_config
-from overhaul.files.weights import Source, load_teacher
+from overhaul.files.weights import Source, lacking, load_teacher
 from overhaul.method.margins import margin_from_batch_norm
 from overhaul.method.stages import auto_taps, find_levels, find_stages, head_taps
 from overhaul.method.taps import Tap, Taps
@@ -73,10 +72,7 @@ def _load(models: dict[str, nn.Module], checkpoint: str | None) -> str:
     task = task_of(teacher)
     missing = [name for name in missing if task.is_of_trunk(name)]
     if missing:
-        raise ValueError(
-            f'The checkpoint "{file}" does not fit the {type(teacher).__name__}: it lacks {len(missing)} tensors of '
-            f'its {_network(teacher)} ({examples(missing)}). Give the teacher in the config the architecture, depth '
-            'and width of the file, or name the file that belongs to it.')
+        raise lacking(missing, f'its {_network(teacher)}')
     return f'Margins of the teacher are those of {file}, margins of the student those of initial weights.'
 
 

@@ -1,7 +1,7 @@
 """Metrics that a training follows: to save the best checkpoint, to stop early, to lower the learning rate.
 
-mmengine guesses from parts of a metric's name whether less or more of it is better, and of 'MAPE' wants more, since it
-has 'mAP' in it. Here it is told what the config says, or else what :func:`less_is_better` knows, and guesses nothing.
+mmengine guesses from parts of a metric's name whether less or more is better. It wants more of 'MAPE', since that has
+'mAP' in it. Here the config tells, or else :func:`less_is_better`, and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _RULES = {True: 'less', False: 'greater', None: None}
 
 
 def give_rules(cfg: Config) -> None:
-    """Write into the parts of ``cfg`` that follow metrics what of these is better, where they do not say it.
+    """Give each part of ``cfg`` that follows a metric a ``rule``, ``'less'`` or ``'greater'``, where it has none.
 
     What ``save_best='auto'`` follows is known after the first validation, see :func:`prepare`.
 
     Raises:
-        ValueError: If it is a metric of which nobody knows; names the line to add.
+        ValueError: If nobody knows what of the metric is better; names the line to add.
     """
     for part, key in _followers(cfg):
         if part.get('rule') is not None:
@@ -52,9 +52,9 @@ def give_rules(cfg: Config) -> None:
 
 def judge_in(
         cfg: Config, metrics: Mapping[str, object] = MappingProxyType({}), task: Task | None = None) -> Judge:
-    """Return what tells results apart as ``cfg`` has it, with a rule for each metric that it follows.
+    """Return the judge of results that ``cfg`` asks for, with a rule for each metric that it follows.
 
-    Those by which the best is saved come first, then those that stop a training, and schedules.
+    The metrics of ``save_best`` come first, then those that stop a training or lower its learning rate.
 
     Args:
         cfg: Config of a training.
@@ -74,7 +74,7 @@ def judge_in(
 
 
 def prepare(runner: Runner) -> None:
-    """Let the best checkpoint be saved by what is known, and a metric that the evaluator does not give be told."""
+    """Let ``runner`` follow metrics as this module says, and warn of those that its evaluator does not give."""
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and hook.save_best:
             hook._save_best_checkpoint = partial(_save_best, hook, hook._save_best_checkpoint)
@@ -85,17 +85,17 @@ def prepare(runner: Runner) -> None:
 
 
 class TellMissingHook(Hook):
-    """Warns of metrics that are followed and not given, if it can before the first step."""
+    """Warns of followed metrics that the evaluator does not give, before the first step where it can."""
 
     priority = 'LOW'  # registered last, hence after the summary has validated the teacher
 
     def before_train(self, runner: Runner) -> None:
-        """Look at what the evaluator gives of the teacher."""
+        """Look at the metrics of the teacher, where it was validated."""
         for hook in runner.hooks:
             self.after_val_epoch(runner, getattr(hook, 'teacher_metrics', None))  # of a SummaryHook
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, object] | None = None) -> None:
-        """Look at what it gives of the student."""
+        """Look at the metrics of the student."""
         for part, key in _followers(runner.cfg) if metrics else ():
             for name in _names(part[key]):
                 if name not in metrics:
@@ -105,12 +105,12 @@ class TellMissingHook(Hook):
 
 
 class ScheduleHook(Hook):
-    """Lets a schedule that a resumed training has lent its metric follow the one that the config names."""
+    """Lets schedules follow the metric that the config names, also where a resumed training followed another one."""
 
     priority = 'LOW'
 
     def before_run(self, runner: Runner) -> None:
-        """Note what the config says, before a checkpoint is loaded over it."""
+        """Note the metrics of the config, before a checkpoint replaces them."""
         schedules = runner.param_schedulers
         schedules = chain(*schedules.values()) if isinstance(schedules, dict) else schedules or ()
         self._asked = [
@@ -118,7 +118,7 @@ class ScheduleHook(Hook):
             if isinstance(schedule, ReduceOnPlateauParamScheduler)]
 
     def before_train(self, runner: Runner) -> None:
-        """Begin anew where it followed another one."""
+        """Restart each schedule that has followed another metric."""
         for schedule, monitor, rule in self._asked:
             was, now = _described(schedule.monitor, schedule.rule), _described(monitor, rule)
             if was != now:
@@ -154,7 +154,7 @@ def _names(asked: str | list[str]) -> list[str]:
 
 
 def _rule(name: str, given: Mapping[str, object], task: Task | None) -> str | None:
-    """Return what is better of the metric: by the keys that a CheckpointHook may be ``given``, or by its name."""
+    """Return what of a metric is better: by the keys that a CheckpointHook was ``given``, or by its name."""
     for rule in ('greater', 'less'):
         keys = given.get(f'{rule}_keys') or ()
         if any(key.lower() in name.lower() for key in ([keys] if isinstance(keys, str) else keys)):
@@ -163,7 +163,7 @@ def _rule(name: str, given: Mapping[str, object], task: Task | None) -> str | No
 
 
 def _save_best(hook: CheckpointHook, save: Callable, runner: Runner, metrics: Mapping[str, object]) -> None:
-    """Save what is the best by the metrics that were given, and pass over the others."""
+    """Save the best checkpoint of each metric that the validation gave."""
     if 'auto' in hook.key_indicators:
         name = first_number(metrics)
         if name is None:
@@ -181,7 +181,7 @@ def _save_best(hook: CheckpointHook, save: Callable, runner: Runner, metrics: Ma
 
 
 def _begin_anew(hook: CheckpointHook, runner: Runner) -> None:
-    """Forget the best value that a resumed training has of another metric, whose checkpoint stays."""
+    """Forget the best value of a resumed training if it is of another metric. Its checkpoint stays."""
     known = runner.message_hub.runtime_info
     several = len(hook.key_indicators) > 1
     for name, rule in zip(hook.key_indicators, hook.rules):
@@ -203,7 +203,7 @@ def _begin_anew(hook: CheckpointHook, runner: Runner) -> None:
 
 
 def _lower_rate(lower: Callable, runner: Runner, metrics: Mapping[str, object] | None = None) -> None:
-    """Let the schedules follow the metrics that were given, and pass over those whose metric was not."""
+    """Step the schedules whose metric the validation gave, and no others."""
     schedules = runner.param_schedulers
     if metrics is not None and isinstance(schedules, list):
         runner.param_schedulers = [

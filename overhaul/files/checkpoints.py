@@ -44,9 +44,9 @@ _OFFICIAL_FILES = {  # how the name of the file begins -> what it is
 def read_checkpoint(source: str) -> dict:
     """Return what is in the checkpoint ``source``, as it was saved, with tensors on the CPU.
 
-    The file cannot run code: ``torch.load`` reads it with ``weights_only=True``, always, and one of safetensors holds
-    none. Nor can it take memory without end: what reading it needs beyond twice its size and a gigabyte is refused,
-    where the system has such a limit.
+    The file cannot run code: ``torch.load`` always reads it with ``weights_only=True``, and safetensors hold no code.
+    Nor can it fill the memory: a file that needs more than twice its size and a gigabyte to be read is refused, where
+    the system can limit memory.
 
     Args:
         source: A path (``~`` is expanded); ``http(s)://``; ``overhaul://name.pth``, a file that comes with this
@@ -81,16 +81,16 @@ def read_checkpoint(source: str) -> dict:
 
 @CheckpointLoader.register_scheme(['', *(f'{scheme}://' for scheme in _SCHEMES)], force=True)
 def load_from_overhaul(source: str, map_location: object = None) -> dict:
-    """Read a checkpoint for mmengine, which has its own way for ``load_from``, ``resume`` and ``Pretrained``.
+    """Read a checkpoint for mmengine's ``load_from``, ``resume`` and ``Pretrained``.
 
-    mmengine leaves it to torch whether a file may run code: before version 2.6 it may, and later where a variable of
-    the environment says so.
+    mmengine's own reader leaves it to torch whether a file may run code: before version 2.6 it may, and later where a
+    variable of the environment says so.
     """
     return read_checkpoint(source)
 
 
 def latest_checkpoint(work_dir: str | Path) -> str | None:
-    """Return the newest whole checkpoint of a training, ``None`` if it has saved none yet. Warns of damaged ones.
+    """Return the newest sound checkpoint of a training, ``None`` if it has saved none yet. Warns of damaged ones.
 
     Raises:
         ValueError: If all are damaged.

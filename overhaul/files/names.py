@@ -33,15 +33,15 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     (r'^fc\.', 'head.fc.'),
     (r'^(?!(backbone|neck|head|decode_head|auxiliary_head|data_preprocessor)\.|ema_)', 'backbone.'),
 ]
-# What a file may hold more than the model: parts used in training alone, and what frameworks save beside the weights.
+# What a file may hold that the model lacks: parts used in training alone, and what frameworks save beside the weights.
 _SPARE = re.compile(r'auxiliary_head\.|data_preprocessor\.|ema_|(.+\.)?mask_token$')
-# What a model may have more than the file, since no prediction depends on it.
+# What a model may have that the file lacks, since no prediction depends on it.
 _UNUSED = re.compile(r'auxiliary_head\.|(.+\.)?mask_token$')
-# The norm of one output of a backbone, which is there where that output is asked for. It begins as 1 and 0.
+# The norm of one output of a backbone. It is there if that output is asked for, and begins as 1 and 0, not at random.
 _OUTPUT_NORM = re.compile(r'(backbone\.)?(norm|ln|fc_norm)\d*\.(weight|bias)$')
 # What wrappers around a part of a model put into the names of its tensors.
 _WRAPPERS = re.compile(r'(?<=\.)(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
-# What the last module is called where it tells classes apart; one that projects for a contrastive loss is none.
+# Names of a last module that tells classes apart. One that projects for a contrastive loss does not.
 _CLASSIFIER = re.compile(
     r'(?!.*(proj|contrast|aux))(.*[._])?'
     r'(fc|cls|class\w*|heads?|linear|dense|logits?|out|output|pred\w*|seg|score|last|final|top)([._]?\d+|_\w+)*$')
@@ -55,12 +55,12 @@ class Fit:
         task: That of the model.
         model: The tensors of the model, by name.
         key: Where in the file the set is; ``''`` is the top.
-        prefix, added: What is taken from the beginning of each name, and what is put there where the model has no such
-            name.
+        prefix: What was taken from the beginning of each name.
+        added: What was put there instead, if the model has no such name.
         weights: The set, by the names of the model.
-        left_out: Names of the file for which nobody has asked.
-        renamed: A module of the file, and that of the model which must be meant since no other is left.
-        adapted: Names of what the model's own code has made of the set, see :func:`adapted`.
+        left_out: Names in the file that are not needed.
+        renamed: The last module in the file, and its name in the model.
+        adapted: Names of tensors that were changed to fit, see :func:`adapted`.
     """
 
     task: Task
@@ -113,7 +113,7 @@ class Fit:
 
     @property
     def rank(self) -> tuple[bool, int]:
-        """The order of fits: first those with a backbone, then those with more tensors of the right name."""
+        """The better fit has the greater rank: it has a backbone, then more tensors of the right name."""
         return (True, self.size) if self.has_backbone else (False, self.size + len(self.mismatched))
 
     def in_backbone(self, name: str) -> bool:
@@ -129,11 +129,11 @@ class Fit:
 def fits(sets: dict[str, dict[str, Tensor]], model: nn.Module, prefix: str | None = None) -> list[Fit]:
     """Return how ``sets`` of weights, as :func:`weights_in` gives them, fit ``model`` at best; the best fit first.
 
-    A set is the weights of one key, or those of them whose names begin with what many have in common. Among equals the
-    first is the one that is meant where nothing else is said.
+    A set is all weights under one key, or those of them that share a prefix. Of sets that fit equally well, the first
+    one is the default.
 
     Args:
-        prefix: How the names in the file begin that are meant. Default: found out.
+        prefix: The prefix of the set that is meant. Default: all prefixes are tried.
     """
     task, current = task_of(model) if student_of(model) is model else Task(model), model.state_dict()
     enough = sum(task.is_of_trunk(name) and not _counts(value) for name, value in current.items()) / 2
@@ -152,7 +152,7 @@ def fits(sets: dict[str, dict[str, Tensor]], model: nn.Module, prefix: str | Non
 
 
 def rivals(found: list[Fit]) -> list[Fit]:
-    """Return those of :func:`fits` that could be meant just as well as the first; with it, or none."""
+    """Return the first of :func:`fits` and those that could be meant just as well; an empty list without any."""
     best = found[0]
     equal = [fit for fit in found[1:] if fit.size == best.size > 0 and (
         best.prefix and fit.prefix if fit.key == best.key else best.key not in PLAIN_KEYS)]
@@ -230,7 +230,7 @@ def _placed(name: str, added: str, inside: dict[str, Tensor], model: dict[str, T
 
 
 def _prefixes(names: Iterable[str], enough: float) -> list[str]:
-    """Return what at least so many of ``names`` begin with, half as many as the model has in its backbone; and ''."""
+    """Return '', and the prefixes that at least ``enough`` of ``names`` share."""
     count = Counter('')
     for name in names:
         parts = name.split('.')
@@ -239,7 +239,7 @@ def _prefixes(names: Iterable[str], enough: float) -> list[str]:
 
 
 def _additions(weights: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:
-    """Return what most tensors, whose names the model lacks, would have before their names in the model."""
+    """Return the prefixes that make most names of the file names of the model, three at most."""
     absent = {name: _shape(value) for name, value in weights.items() if name not in model}
     count = Counter()
     for name, value in model.items():

@@ -20,7 +20,7 @@ _ANY_SIZES = ((128, 160), (96, 224))
 class OnnxGraph:
     """The graph of a model from normalised images (N, C, H, W) to what its task gives, see :meth:`Task.graph`.
 
-    N is free, and H and W are where the task says so; other graphs are for one size. The graph begins after the data
+    Any N will do, and any H and W if the task says so; else the graph is for one size. It begins after the data
     preprocessor.
 
     Args:
@@ -110,7 +110,7 @@ class OnnxGraph:
 
 
 class _Unnamed(nn.Module):
-    """A module without a description: torch asks for it, and that of mmseg's VPDDepthHead raises an error."""
+    """A module that can be printed, as torch does: to print mmseg's VPDDepthHead raises an error."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

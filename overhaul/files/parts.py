@@ -1,4 +1,4 @@
-"""The models that a config names: all of what it trains, the student, the teacher, and the task of these."""
+"""The models that a config names: the one that it trains, its student, its teacher; and their task."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _part(cfg: Config, name: str) -> dict:
 
 
 def without_downloads(model: dict | list) -> None:
-    """Edit the config of a model so that it begins with random weights, whatever it would have begun with."""
+    """Edit the config of a model so that it begins with random weights and loads none."""
     for key, value in reversed(list(model.items() if isinstance(model, dict) else enumerate(model))):
         if is_type(value, 'mmengine.Pretrained'):
             del model[key]

@@ -21,18 +21,18 @@ from mmengine.runner import Runner
 from overhaul import own_configs
 from overhaul.registry import how_to_install, nearest, type_name
 
-# What the runner reads of a config beside what the config has to say, and an override may therefore bring in.
+# What an override may add to a config: what the runner reads of it.
 _ABSENT_PARTS = {
     *inspect.signature(Runner.__init__).parameters, 'compile', 'custom_imports', 'find_unused_parameters',
     'model_wrapper_cfg'} - {'self', 'cfg'}
 # The hooks that mmengine puts into default_hooks by itself, and leaves out where they are None.
 _HOOKS_OF_MMENGINE = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}
-# Numbers that mmengine takes unseen and fails with later, and the least and greatest of each.
+# Numbers that mmengine does not check and fails with later, and the least and greatest of each.
 _WHOLE_NUMBERS = {('randomness', 'seed'): (0, 2**32 - 1), ('train_cfg', 'val_interval'): (1, None)}
 
 
 class Overrides(DictAction):
-    """Reads ``KEY=VALUE ...`` of a command line, as mmengine does, and refuses what is none."""
+    """Reads ``KEY=VALUE ...`` of a command line, as mmengine does, and refuses all else."""
 
     def __call__(
             self, parser: ArgumentParser, namespace: Namespace, values: Sequence[str],
@@ -47,9 +47,9 @@ class Overrides(DictAction):
 def read_config(path: str | Path, overrides: dict | None = None) -> Config:
     """Read a config file and merge ``overrides``, as ``--cfg-options`` gives them, into it.
 
-    Any of ``default_hooks`` that is None is switched off, those of other packages than mmengine, too. A type that the
-    file gives as a class has its name, as :func:`type_name` finds it. A file of a package that has no
-    ``default_scope`` has that package.
+    A hook in ``default_hooks`` that is None is switched off, whatever package it is of. A type that is given as a class
+    becomes its name, see :func:`type_name`. The ``default_scope`` of a file of a package is that package, if it has
+    none.
 
     Args:
         path: A file, or one that comes with a package: ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'``, or
@@ -58,8 +58,8 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such file; names the nearest ones of the same folder or package.
-        ValueError: If the file does not run, if it has no model, if an override is of nothing that there is, or if a
-            seed or an interval of validation is none.
+        ValueError: If the file does not run or has no model; if an override is of a part that does not exist; if the
+            seed or the interval of validation is out of range.
     """
     place = _located(str(path))
     cfg = _read(place)
@@ -74,7 +74,7 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
 
 
 def _located(path: str) -> str:
-    """Return where the config of that name is; refuse what is none."""
+    """Return where the config of that name is; refuse a name that is not of a config."""
     if path.startswith(own_configs.PREFIX):
         path = own_configs.own_config(path)
     if '::' in path:

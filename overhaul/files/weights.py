@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,10 +34,10 @@ class Source(NamedTuple):
 
     Attributes:
         file: As :func:`read_checkpoint` takes it.
-        key: Which set of weights of the file, as ``'state_dict_ema'``. Default: ``state_dict``, ``model`` or the top of
-            the file, and another one where these fit less.
-        prefix: How the names of those tensors begin that are meant, as ``'teacher.'``. Default: found out.
-        argument: The argument of the config that says so; ``''`` for the command line.
+        key: Which set of weights in the file, as ``'state_dict_ema'``. Default: the one that fits best; of equals,
+            ``state_dict``, then ``model``, then the top of the file.
+        prefix: What all names of the wanted set begin with, as ``'teacher.'``. Default: found from the names.
+        argument: The argument of the config that names the file; ``''`` for the command line.
     """
 
     file: str
@@ -47,7 +47,7 @@ class Source(NamedTuple):
 
     @classmethod
     def of(cls, source: str | dict, argument: str = '') -> Source:
-        """Read what the config has to say: a file, or ``dict(file=..., key=..., prefix=...)``.
+        """Return the source that a config gives: a file, or ``dict(file=..., key=..., prefix=...)``.
 
         Raises:
             ValueError: If it is neither.
@@ -221,6 +221,12 @@ def load_weights(model: nn.Module, source: str | dict) -> None:
     if not fit.has_all:
         raise file.refusal(model, fit)
     _load(model, file, fit)
+
+
+def lacking(missing: Sequence[str], what: str) -> ValueError:
+    """Return what to raise where tensors are ``missing`` in a teacher's file on which ``what`` of it depends."""
+    return ValueError(f'The teacher_checkpoint lacks {len(missing)} tensors ({examples(missing)}), on which {what} '
+                      f'depends. Nothing can be learnt from random ones. {_ANOTHER}')
 
 
 def load_teacher(model: nn.Module, source: str | dict) -> list[str]:

@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from overhaul.compat import save_names_that_load
 from overhaul.files.checkpoints import examples
 from overhaul.files.parts import model_of, with_preprocessor
-from overhaul.files.weights import checksum, load_teacher, starting_weights
+from overhaul.files.weights import checksum, lacking, load_teacher, starting_weights
 from overhaul.method import recipe
 from overhaul.method.arguments import check_batch_norm, check_kind, check_size, check_taps
 from overhaul.method.at_once import at_once, possible
@@ -228,10 +228,7 @@ class OverhaulDistiller(BaseModel):
                 state[name].copy_(value)
         lost = [tap.path for tap, feature in zip(self.teacher_taps, features) if not feature.isfinite().all()]
         if lost:
-            raise ValueError(
-                f'The teacher_checkpoint lacks {len(missing)} tensors of the teacher ({examples(missing)}), on which '
-                f'its taps {examples(lost)} depend. Give the teacher in the config the architecture, depth and width '
-                'of the file, or name the file that belongs to it.')
+            raise lacking(missing, f'the tap {examples(lost)}')
 
     def _check_sizes(self, input_size: tuple[int, int]) -> None:
         for teacher_tap, student_tap in zip(self.teacher_taps, self.student_taps):

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 
 class Renormalize(nn.Module):
-    """Takes images (N, C, H, W) from the normalisation and channel order of one data preprocessor to another's.
+    """Turns images (N, C, H, W) that one data preprocessor has normalised into those that another would give.
 
-    A map per channel, on the device of the images. What was padded after normalisation, as mmseg pads, stays a constant
-    but not the teacher's.
+    Each channel is scaled and shifted, and the order of the channels turned round where the two differ in it. Padding
+    that came after the normalisation, as in mmseg, is changed with the images: it differs from the padding of the
+    other.
 
     Args:
         source: The data preprocessor that the images went through.
-        target: The one that they shall look as if they had gone through.
+        target: The other one.
 
     Raises:
         ValueError: If the two have statistics for different numbers of channels.

@@ -50,7 +50,8 @@ def find_stages(model: nn.Module, input_size: tuple[int, int]) -> list[Stage]:
     * A stage is an entry of ``res_layers``, as the ResNet family of mmpretrain and mmseg has it, or else all that runs
       at one resolution with a convolution; the four deepest count. Its feature is the last one that a module hands on
       before the block that lowers the resolution, or before the end.
-    * Of a network of blocks that take tokens, what makes the tokens is no stage, nor what computes behind the blocks.
+    * In a network of blocks that take tokens, the part that makes the tokens is no stage, nor is what follows the
+      blocks.
     * If that feature comes out of an activation, the tap is the activation's input. If the next module is a batch norm,
       as in pre-activation networks, the tap is that batch norm's output. Otherwise the stage ends without an
       activation, and the tap is its output. If the activation is a mere function or runs again later, where no tap can

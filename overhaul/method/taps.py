@@ -31,18 +31,18 @@ class Tap:
 
     Args:
         model: The model that holds the position.
-        path: ``'path.of.module'`` for the output of that module, ``'path.of.module:input'`` for what enters it. Of a
-            module that runs several times in one forward pass, as the shared ``relu`` of a residual block does, the
-            last call counts; if the feature is received, what was the last call in the dry run.
+        path: ``'path.of.module'`` for the output of that module, ``'path.of.module:input'`` for what enters it. If the
+            module runs several times in one forward pass, as the shared ``relu`` of a residual block does, the last
+            call counts. Where the feature is received, see :meth:`start`, it is the call that was last in the dry run.
         owner: ``'teacher'`` or ``'student'``, for error messages.
         tokens: What the model tells of its tokens.
 
     Attributes:
         channels, size: Channels and (height, width) of the feature, known after :meth:`Taps.dry_run`.
         layout: How the module gives the map, known after the dry run.
-        norm_path: Path of the batch norm that feeds the tap, known after the dry run: the last one of the tap's shape
-            on the main path, or ``None`` where a convolution of that shape follows it. What adds to it or activates it
-            in between is not looked at.
+        norm_path: Path of the batch norm before the tap, known after the dry run: the last one of the tap's shape on
+            the main path. ``None`` if a convolution of that shape comes after it. Additions and activations in between
+            do not count.
 
     Raises:
         ValueError: If the model has no module of that path; names the nearest ones.

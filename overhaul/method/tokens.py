@@ -25,8 +25,8 @@ class Layout(NamedTuple):
 
     Attributes:
         plain: Whether four dimensions are (N, C, H, W), and not (N, H, W, C).
-        tokens: Of three dimensions, how many extra tokens come first, and how many patches in a row became one token:
-            all the pairs that are possible.
+        tokens: For three dimensions, the pairs that are possible: how many extra tokens come first, and how many
+            patches in a row became one token.
     """
 
     plain: bool | None = None
@@ -41,8 +41,10 @@ class Tokens:
 
     Attributes:
         entry: The module that takes the image.
-        image: Images and their height and width, (N, H, W), of the forward pass that runs; None before there is one.
-        extra: Class and register tokens, which come before those of the patches; None where the model tells nothing.
+        image: (N, H, W), the number of images in the forward pass that runs, their height and their width; None before
+            the first.
+        extra: Number of class and register tokens, which come before those of the patches; None if the model does not
+            tell.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -75,7 +77,7 @@ class Tokens:
         return self._hook
 
     def attach(self, model: nn.Module) -> bool:
-        """Take up the part that takes the image, and watch it, where it was replaced; return whether it was."""
+        """Watch the part that takes the image anew if it was replaced; return whether it was."""
         try:
             entry = model.get_submodule(self._trunk)
         except AttributeError:  # moved into another one, or gone with its taps, which tell
@@ -103,13 +105,14 @@ class Tokens:
         """Return what a module gives as a feature map (N, C, H, W), and how it is read; None if it is no map.
 
         A map is returned as it is, or (N, H, W, C) with its channels moved to the front. Of tokens (N, L, C), the extra
-        ones are dropped, and the others are laid on the image: in the (H, W) that the module gives with them, as Swin
-        does, or as many as the image has patches, or patches that were merged.
+        ones are dropped, and the others become a map. Its height and width are those that the module gives with them,
+        as Swin does. Else they follow from the size of the image and of its patches, which may have been merged.
 
         Args:
             output: What the module gives.
-            known: What is known of this module. Otherwise four dimensions are (N, H, W, C) if the image is not of the
-                shape of the last two. If it is of both pairs, that is not known, and (N, C, H, W) is returned.
+            known: What is known of this module. Without it, four dimensions are (N, H, W, C) if only the middle two
+                have the shape of the image. If the last two have it as well, nothing tells, and the output is returned
+                as it is.
         """
         tokens, size = output, None
         if isinstance(output, (tuple, list)) and len(output) == 2 and _is_size(output[1]):

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from overhaul.registry import TASKS
 
-# Words that tell where a metric's name ends in one, which an accuracy_drop does not.
+# The last word of a metric's name tells if it is one of these. That of accuracy_drop is none.
 _LESS = {
     'loss', 'error', 'err', 'mae', 'mse', 'rmse', 'mape', 'rmsle', 'silog', 'log10', 'epe', 'nme', 'mpjpe',
     'fid', 'nll', 'ece', 'perplexity', 'ppl', 'wer', 'cer'}
@@ -19,9 +19,9 @@ _GREATER = {
     'acc', 'accuracy', 'top', 'top1', 'top5', 'aacc', 'macc', 'ap', 'map', 'ar', 'auc', 'auroc', 'recall', 'mrecall',
     'precision', 'mprecision', 'f1', 'fscore', 'mfscore', 'iou', 'miou', 'dice', 'mdice', 'psnr', 'ssim', 'pck', 'pckh',
     'pq', 'kappa', 'r2', 'bleu', 'cider', 'rouge', 'meteor'}
-# What may come behind: the part of the data, or of the result, that the number is of.
+# Words that may follow: they name a part of the data, or of the result.
 _PARTS = {'score', 'seg', 'val', 'test', 'train', 's', 'm', 'l', 'mean', 'macro', 'micro', 'avg', 'classwise', 'iter'}
-# With one of these a name says something else than its last word.
+# With one of these words in the name, the last word does not tell.
 _TURNS = {'neg', 'negative', 'minus', 'inverse', 'non', 'no', 'at', 'to', 'rank', 'fpr', 'fnr', 'without'}
 # Metrics of depth whose names are no words: shares of pixels, and relative errors.
 _OF_DEPTH = {'d1': False, 'd2': False, 'd3': False, 'abs_rel': True, 'sq_rel': True}
@@ -67,14 +67,14 @@ class Result(NamedTuple):
         return self.unit + {True: ', less is better', False: ', more is better', None: ''}[self.less_is_better]
 
     def better_than(self, other: Result) -> bool:
-        """Whether this is the better one of two results of one metric of which it is known; NaN never is."""
+        """Whether this is better than ``other``, a result of the same metric. NaN never is."""
         if math.isnan(other.value):
             return not math.isnan(self.value)
         return self.value < other.value if self.less_is_better else self.value > other.value
 
 
 class Quotes(Protocol):
-    """What has quotes of metrics, by their names, the one to quote first: a task."""
+    """What results need of a task: how its metrics are quoted, by name, the one to quote first."""
 
     quotes: Mapping[str, Quote]
 
@@ -83,9 +83,9 @@ class Judge(NamedTuple):
     """Which of the metrics of a validation are quoted, and which validation is the better one.
 
     Attributes:
-        rules: What the config says is better, ``'less'`` or ``'greater'`` by the name of a metric. It comes before what
+        rules: What the config says is better, ``'less'`` or ``'greater'``, by the name of a metric. It overrules what
             that name tells.
-        task: That of the model, whose quotes come before those of other tasks.
+        task: That of the model. Its quotes come before those of other tasks.
     """
 
     rules: Mapping[str, str] = MappingProxyType({})
@@ -94,22 +94,22 @@ class Judge(NamedTuple):
     def quoted(self, metrics: Mapping[str, object]) -> list[Result]:
         """Return the results to quote of the ``metrics`` of a validation, the first one first.
 
-        It is the metric that the task of the pipeline quotes, and where a model has several tasks one of each. Of
-        metrics that no task knows it is the first number; of none, nothing. The one that decides, see :meth:`deciding`,
-        comes first where it is none of these.
+        A task has one metric that is quoted; of a model with several tasks, there is one of each. If no task knows any
+        of the metrics, the first number is quoted. The metric that decides, see :meth:`deciding`, is added in front if
+        it is not among them.
         """
         results, first = self._of_task(metrics), self.deciding(metrics)
         return results if first is None or first.metric in {result.metric for result in results} else [first, *results]
 
     def headline(self, metrics: Mapping[str, object]) -> str:
-        """Return what :meth:`quoted` does in one line."""
+        """Return the results to quote in one line."""
         return ', '.join(map(str, self.quoted(metrics))) or 'no result: the evaluator gave no number'
 
     def deciding(self, metrics: Mapping[str, object]) -> Result | None:
         """Return the result by which one validation is better than another; None where nobody can tell.
 
-        The first metric that the rules name decides, and where the validation gives none of these, nothing does.
-        Without rules it is the one result that is quoted, if it is one.
+        With rules, the first metric in them that the validation gives decides. Without rules, the quoted result
+        decides, if there is only one.
         """
         if self.rules:
             given = [name for name in self.rules if isinstance(metrics.get(name), Number)]
@@ -118,7 +118,7 @@ class Judge(NamedTuple):
         return candidates[0] if len(candidates) == 1 and candidates[0].less_is_better is not None else None
 
     def best(self, validations: Mapping[int, Mapping[str, object]]) -> int | None:
-        """Return the step whose validation is the best, the first of equals; None where nobody can tell."""
+        """Return the step of the best validation, the first of several equal ones; None where nobody can tell."""
         found: dict[int, Result] = {}
         for step, metrics in validations.items():
             result = self.deciding(metrics)
@@ -151,7 +151,7 @@ def first_number(metrics: Mapping[str, object]) -> str | None:
 
 
 def less_is_better(metric: str, task: Quotes | None = None) -> bool | None:
-    """Whether less is better of a metric of that name, as a task has it or its words tell; None where neither does."""
+    """Whether less of a metric is better: a task tells, or the words of its name. None where neither does."""
     quotes = _quotes(task)
     known = _known(metric, {name: quote for name, quote in quotes.items() if quote.less_is_better is not None})
     if known is not None:
@@ -172,7 +172,7 @@ def less_is_better(metric: str, task: Quotes | None = None) -> bool | None:
 
 
 def _quotes(task: Quotes | None) -> dict[str, Quote]:
-    """Return the quotes of ``task``, then those of all tasks, first that which was registered last."""
+    """Return the quotes of ``task``, then those of all tasks, the last registered first."""
     TASKS.import_from_location()
     quotes: dict[str, Quote] = {}
     for owner in (task, *reversed(TASKS.module_dict.values())):
@@ -182,6 +182,6 @@ def _quotes(task: Quotes | None) -> dict[str, Quote]:
 
 
 def _known(name: str, quotes: Mapping[str, Quote]) -> str | None:
-    """Return which of ``quotes`` a metric is, also with the prefix of an evaluator, or of one of several tasks."""
+    """Return the name in ``quotes`` of a metric, which may have the prefix of an evaluator or of a task before it."""
     return name if name in quotes else next(
         (known for known in quotes if name.endswith((f'_{known}', f'/{known}'))), None)

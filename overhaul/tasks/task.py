@@ -51,7 +51,7 @@ class Graph(NamedTuple):
 
 @TASKS.register_module(name='any')
 class Task:
-    """The task of any model of mmengine. What nothing but a kind of its own can know is left out.
+    """The task of any model of mmengine. It leaves out what can only be known of a certain kind of model.
 
     A kind is a subclass that is registered in ``overhaul.registry.TASKS`` by its name. It overrides what it knows.
 
@@ -60,8 +60,8 @@ class Task:
 
     Attributes:
         quotes: How metrics are quoted, by their names, the one to quote first.
-        stand_ins: What stands in a pipeline for a transform that reads labels, where there are none: by the path of
-            the transform's class, the config of another transform.
+        stand_ins: For images without labels, what replaces a transform that reads labels: the config of another
+            transform, by the path of the class of the first.
         height_first: Transforms that are given a size as (H, W), where others are given (W, H).
     """
 
@@ -88,9 +88,9 @@ class Task:
 
     @property
     def channels(self) -> int:
-        """Channels of an image: those of the data preprocessor's mean or std, else those of the trunk's convolution.
+        """Channels of an image: of the data preprocessor's mean or std, else of the first convolution in the trunk.
 
-        It is the first one there that counts. One number stands for all channels.
+        A mean of one number is for all channels, and does not tell.
 
         Raises:
             ValueError: If nothing of these is there to tell.
@@ -111,8 +111,8 @@ class Task:
 
         Args:
             name: As ``'backbone.conv1.weight'``.
-            network: How the names of a whole network begin that lies in the trunk, with a head of its own. Default:
-                those of the trunk.
+            network: The prefix of a whole network inside the trunk, which has a head of its own. Default: that of the
+                trunk.
         """
         return name.startswith(self._inside) and not _HEAD.match(name.removeprefix(network or self._inside))
 
@@ -148,13 +148,13 @@ class Task:
         return None
 
     def cut_loss(self, cut: Callable[[object], object], taps: Sequence[str]) -> None:
-        """Let all that the model's loss is computed from go through ``cut``, which leaves the images with labels.
+        """Let the model's loss be computed from the images with labels alone.
 
-        That is at the end of the trunk; or of the neck, where a tap is in it.
+        The others are cut off behind the trunk, or behind the neck if a tap is in it.
 
         Args:
-            cut: Gives of tensors, in whatever they are, the part that belongs to the images with labels.
-            taps: Paths of what is to be reached by all images.
+            cut: Takes tensors, in dicts or lists of any depth, and returns their part for the images with labels.
+            taps: Paths of the taps, which all images must reach.
 
         Raises:
             ValueError: If the loss cannot be computed of a part of the images, or a tap is only reached by that part.
@@ -225,7 +225,7 @@ def _cut_output(cut: Callable[[object], object], module: nn.Module, inputs: tupl
 
 
 def stand_in(transform: type) -> dict | None:
-    """Return what stands for a ``transform`` where there are no labels, by what the tasks say; None for itself."""
+    """Return what a task has for a ``transform`` where there are no labels; None where it can stay."""
     classes = [f'{cls.__module__}.{cls.__qualname__}' for cls in transform.__mro__]
     return next((task.stand_ins[name] for task in _registered().values() for name in classes
                  if name in task.stand_ins), None)
@@ -244,7 +244,7 @@ def student_of(model: nn.Module) -> nn.Module:
 def task_of(model: nn.Module) -> Task:
     """Return the task of ``model``, or of its student: the one that it was given by name, else the one that takes it.
 
-    Of several that do, the one that was registered last has it, so that a package can replace what is here.
+    If several take it, the last registered one counts, so that a package can replace what is here.
 
     Raises:
         ValueError: If no task has the name that is given, see :func:`name_task`; names the nearest.
@@ -261,9 +261,9 @@ def task_of(model: nn.Module) -> Task:
 
 
 def name_task(model: nn.Module, name: str | None, student: nn.Module | None = None) -> None:
-    """Let ``model`` be of the task called ``name`` wherever that is asked; None leaves it to be recognised.
+    """Let ``model`` be of the task called ``name``. With None, its task is recognised from its class.
 
-    A teacher, whose ``student`` is given too, is of that task where it would be recognised as what the student would.
+    With a ``student``, ``model`` is its teacher. The name then counts only if both would be recognised as one task.
     """
     if name is not None and (student is None or _recognised(model) is _recognised(student)):
         model._overhaul_task = name

@@ -140,7 +140,7 @@ def test_a_teacher_is_whole_or_has_what_its_taps_need(tmp_path, teacher_file):
     assert all(parameter.isfinite().all() for parameter in model.teacher.parameters())
     assert not distiller(lacking('head.', 'backbone.layer4.'), taps=TAPS[:1]).teacher_is_whole
     for part in ('backbone.layer4.', 'backbone.layer4.1.bn2.running_var'):
-        with pytest.raises(ValueError, match=r'lacks .+ on which its taps backbone\.layer4 depend'):
+        with pytest.raises(ValueError, match=r'lacks .+ on which the tap backbone\.layer4 depends'):
             distiller(lacking(part))
     assert distiller(teacher_file, teacher_checkpoint=dict(file=teacher_file)).teacher_is_whole
 
