@@ -28,6 +28,8 @@ def adapted(model: nn.Module, fit: Fit) -> Fit:
         except Exception as error:  # the code of any package, on weights that may be of another model
             why = str(error).strip().partition('\n')[0] or type(error).__name__
             print_log(f'The code of the {type(module).__name__} "{path}" failed on the weights: {why}', 'current')
+    if not weights.keys() & fit.taken.keys():
+        weights = dict(fit.weights)  # TimmClassifier renames all, for files of timm; their names are known here
     computed = {name: value for name, value in trial.state_dict().items()
                 if name in fit.missing and name not in weights and (value != fit.model[name]).any()}
     moved = {id(value) for value in weights.values()}
@@ -35,7 +37,8 @@ def adapted(model: nn.Module, fit: Fit) -> Fit:
     weights |= {name: fit.model[name] for name in dropped if name in fit.model} | computed
     modules = dict(model.named_modules())
     for name, value in weights.items():
-        like, owner = fit.model.get(name), modules.get(name.rpartition('.')[0])
+        path = name.rpartition('.')[0]  # TimmClassifier names its tensors as its trunk does
+        like, owner = fit.model.get(name), modules.get(path) or modules.get(f'{fit.task.trunk}.{path}')
         if like is not None and owner is not None and value.shape != like.shape:
             weights[name] = _resized(value, like, owner)
     return replace(

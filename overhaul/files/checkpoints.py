@@ -30,6 +30,8 @@ _SCHEMES = ('http', 'https', 'overhaul', *_ZOOS)
 # Where a file has its weights, if it says nothing of other sets; '' is its top.
 PLAIN_KEYS = ('state_dict', 'model', '')
 
+# Under how many keys weights may lie; four are those of an average in the state of a callback.
+_DEEPEST = 5
 # Averages that mmcv's and LDM's hooks keep among the weights: how their names begin, and what they have for a dot.
 _AVERAGES_WITHIN = (('ema_', '_'), ('model_ema.', ''))
 
@@ -143,12 +145,16 @@ def lists_in(checkpoint: object) -> dict[str, int]:
             and all(isinstance(value, torch.Tensor) and value.is_floating_point() for value in part)}
 
 
-def _parts(part: object, key: str = '') -> Iterator[tuple[str, object]]:
-    """Yield all that lies in ``part``, itself first, and where. Optimizers are passed by: they hold tensors too."""
-    yield key, part
-    for name, value in part.items() if isinstance(part, dict) else ():
-        if isinstance(name, str) and not name.startswith('optim'):
-            yield from _parts(value, f'{key}.{name}' if key else name)
+def _parts(checkpoint: object) -> Iterator[tuple[str, object]]:
+    """Yield what lies in ``checkpoint``, itself first, by its keys. Optimizers are passed by: they hold tensors too."""
+    parts, seen = [((), checkpoint)], set()
+    for keys, part in parts:  # which grow on the way
+        yield '.'.join(keys), part
+        # A file of a stranger may hold itself.
+        if isinstance(part, dict) and id(part) not in seen and len(keys) < _DEEPEST:
+            seen.add(id(part))
+            parts += [((*keys, name), value) for name, value in part.items()
+                      if isinstance(name, str) and not name.startswith('optim')]
 
 
 def _average_within(weights: dict[str, torch.Tensor], beginning: str, dot: str) -> dict[str, torch.Tensor]:

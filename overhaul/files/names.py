@@ -34,7 +34,7 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     (r'^(?!(backbone|neck|head|decode_head|auxiliary_head|data_preprocessor)\.|ema_)', 'backbone.'),
 ]
 # What a file may hold that the model lacks: parts used in training alone, and what frameworks save beside the weights.
-_SPARE = re.compile(r'auxiliary_head\.|data_preprocessor\.|ema_|(.+\.)?mask_token$')
+_SPARE = re.compile(r'auxiliary_head\.|data_preprocessor\.|ema_|(.+\.)?(mask_token|attn_mask)$')
 # What a model may have that the file lacks, since no prediction depends on it.
 _UNUSED = re.compile(r'auxiliary_head\.|(.+\.)?mask_token$')
 # The norm of one output of a backbone. It is there if that output is asked for, and begins as 1 and 0, not at random.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +20,16 @@ from overhaul.registry import nearest
 from overhaul.tasks import student_of
 
 _ANOTHER = (
-    'Give the model in the config the architecture, depth, width and number of classes of the file, or name the file '
-    'that belongs to it.')
+    'Give the model in the config the architecture, depth, width, size of images and number of classes of the file, or '
+    'name the file that belongs to it.')
 _IN_PART = (
     "To begin with a part of it and train the rest from random weights, say so: init_cfg=dict(type='Pretrained', "
     "checkpoint='...', prefix='backbone.') of the backbone takes what fits.")
+_AS_LAYERS = (
+    'Its weights are in parts, from which pruning, weight norm or a parametrisation makes them. Undo that in the '
+    'program that wrote the file, as with torch.nn.utils.prune.remove or '
+    'torch.nn.utils.parametrize.remove_parametrizations, and save it again.')
+_REPARAMETRISED = re.compile(r'(_orig|_mask|_g|_v|\.parametrizations\.\w+\.original\d*)$')
 
 # mmengine's EMAHook saves the average as state_dict.
 _NOTES = {'ema_state_dict': ' (the weights before they were averaged)'}
@@ -92,7 +98,7 @@ class WeightsFile:
         if source.prefix:
             self.prefix = f'{source.prefix.removesuffix(".")}.'
             if not any(name.startswith(self.prefix) for name in names):
-                begin = nearest(self.prefix, (name.partition('.')[0] + '.' for name in names))
+                begin = nearest(source.prefix, (name.partition('.')[0] for name in names))
                 raise ValueError(f'No name in "{source.file}" begins with "{self.prefix}". Nearest: {begin}.')
         empty = [name for weights in self.sets.values() for name, value in weights.items()
                  if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided)]
@@ -126,7 +132,6 @@ class WeightsFile:
         if model not in self._found:
             best, *others = fits(self.sets, model, self.prefix)
             if not best.has_all:
-                # That of mmpretrain's TimmClassifier renames all, for files of timm; their names are known here.
                 best = max(best, adapted(model, best), key=lambda fit: (fit.size, -len(fit.unexpected)))
             self._found[model] = [best, *others]
         return self._found[model]
@@ -156,6 +161,8 @@ class WeightsFile:
         """Return what to raise where ``fit`` is not enough, in all tensors or in those of ``names``."""
         theirs, ours = ({name: value for name, value in tensors.items() if names is None or name in names}
                         for tensors in (fit.weights, fit.model))
+        if any(_REPARAMETRISED.search(name) for name in fit.unexpected):
+            hint = _AS_LAYERS
         return ValueError(
             f'The checkpoint "{self.source.file}" does not fit the {type(model).__name__}: {misfit(theirs, ours)}. '
             f'Nothing was loaded. {hint or _ANOTHER}')

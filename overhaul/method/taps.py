@@ -26,6 +26,10 @@ class ForwardDone(Exception):
     """Ends a teacher's forward pass after its last tap. It never leaves :meth:`Taps.read`."""
 
 
+class NoMap(ValueError):
+    """What a tap reads is no feature map."""
+
+
 class Tap:
     """One feature position of a model.
 
@@ -107,7 +111,7 @@ class Tap:
             return
         found = self._tokens.read(feature, self.layout)
         if found is None:
-            raise ValueError(f'{self._where} {self._tokens.refusal(feature, self.layout)}')
+            raise NoMap(f'{self._where} {self._tokens.refusal(feature, self.layout)}')
         feature_map, layout = found
         if self.layout == Layout():
             self.layout = layout
@@ -364,7 +368,7 @@ def blank_pass(
         with torch.no_grad():
             model(image, samples, mode='tensor')
         return None
-    except ImportError:  # which tells what to install
+    except (ImportError, NoMap):  # which tell what to do
         raise
     except Exception as error:
         failure = ValueError(

@@ -62,6 +62,18 @@ def test_file_with_an_object_is_refused(tmp_path):
         read_checkpoint(save(tmp_path, nn.Linear(2, 2)))
 
 
+def test_a_file_that_holds_itself_is_read_to_its_end(tmp_path):
+    content = dict(model={'a.weight': torch.zeros(1)}, epoch=3)
+    content['again'] = content
+    for number in range(9):
+        content[f'copy_{number}'] = content
+    deep = content['model']
+    for _ in range(200):
+        deep['deeper'] = deep = {}
+    read = checkpoints.weights_in(read_checkpoint(save(tmp_path, content)))
+    assert {key: list(names) for key, names in read.items()} == {'model': ['a.weight']}
+
+
 def torch_bytes(**kwargs):
     file = io.BytesIO()
     torch.save({'a': torch.zeros(100, 100)}, file, **kwargs)

@@ -11,6 +11,7 @@ import torchvision
 from mmengine.runner import Runner
 from mmpretrain.models import HuggingFaceClassifier
 from mmpretrain.structures import DataSample
+from torch.nn.utils import prune
 
 from overhaul.files import weights
 from overhaul.files.checkpoints import read_checkpoint
@@ -466,8 +467,8 @@ def test_averages_of_openmmlab(tmp_path, lines, state):
 
 @pytest.mark.parametrize('source, message', [
     (dict(file='{}', key='ema'), 'has no weights under the key "ema". It has "state_dict".'),
-    (dict(file='{}', prefix='teacher.'), r'No name in .+ begins with "teacher\.". Nearest: backbone\., head\.'),
-    (dict(file='{}', prefix='back'), r'No name in .+ begins with "back\.". Nearest: backbone\.'),
+    (dict(file='{}', prefix='teacher.'), r'No name in .+ begins with "teacher\.". Nearest: backbone, head\.$'),
+    (dict(file='{}', prefix='back'), r'No name in .+ begins with "back\.". Nearest: backbone'),
     (dict(file='{}', keys='ema'), 'teacher_checkpoint has an unknown key "keys". Nearest: key'),
     (dict(key='ema'), 'teacher_checkpoint names no file'),
     (dict(file='{}', prefix=3), 'prefix=3, where a text is expected'),
@@ -558,6 +559,28 @@ def test_a_head_of_other_classes(tmp_path, state):
         assert load_teacher(model, file) == [f'{head}.weight', f'{head}.bias']
     timm_file = save(tmp_path, pytest.importorskip('timm').create_model('resnet18', num_classes=7).state_dict())
     assert load_teacher(MODELS.build(timm_backbone()), timm_file) == ['head.fc.weight', 'head.fc.bias']
+
+
+def test_weights_in_parts_are_refused_with_what_undoes_it(tmp_path):
+    for change, part in (
+            (lambda layer: prune.l1_unstructured(layer, 'weight', 0.5), 'weight_orig'),
+            (torch.nn.utils.parametrizations.weight_norm, 'original0'), (torch.nn.utils.weight_norm, 'weight_g')):
+        source = MODELS.build(small())
+        change(source.backbone.conv1)
+        for load in (load_weights, load_teacher, starting_weights):
+            with pytest.raises(ValueError, match=f'{part}.* in parts, .*prune.remove or '):
+                load(MODELS.build(small()), save(tmp_path, source.state_dict()))
+
+
+def test_a_table_of_timm_for_another_window(tmp_path):
+    timm = pytest.importorskip('timm')
+    name, sizes = 'swin_tiny_patch4_window7_224', dict(num_classes=5, depths=(1, 1, 1, 1), embed_dim=12)
+    source = timm.create_model(name, img_size=56, **sizes)
+    model = MODELS.build(dict(type='mmpretrain.TimmClassifier', model_name=name, img_size=64, window_size=4, **sizes))
+    load_weights(model, save(tmp_path, source.state_dict()))
+    assert torch.equal(model.model.patch_embed.proj.weight, source.patch_embed.proj.weight)
+    table, large = (net.layers[0].blocks[0].attn.relative_position_bias_table for net in (model.model, source))
+    torch.testing.assert_close(table[24], large[84])  # the middle
 
 
 def test_a_deeper_or_wider_teacher_is_refused(tmp_path, state):

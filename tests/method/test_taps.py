@@ -193,8 +193,8 @@ def test_module_that_does_not_run():
 
 
 @pytest.mark.parametrize(('path', 'message'), [
-    ('backbone', r'The teacher tap "backbone" \(WideResNet\) gives a tuple, and a tap is one '),
-    ('neck:input', r'The teacher tap "neck:input" \(GlobalAveragePooling\) gives a tuple'),
+    ('backbone', r'^The teacher tap "backbone" \(WideResNet\) gives a tuple, and a tap is one '),
+    ('neck:input', r'^The teacher tap "neck:input" \(GlobalAveragePooling\) gives a tuple'),
     ('head.fc', r'The teacher tap "head.fc" \(Linear\) .*shape \(1, 5\), and a tap is .* map \(N, C, H, W\)'),
 ])
 def test_what_is_no_map_is_refused(path, message):
