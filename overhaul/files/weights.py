@@ -22,9 +22,6 @@ from overhaul.tasks import student_of
 _ANOTHER = (
     'Give the model in the config the architecture, depth, width, size of images and number of classes of the file, or '
     'name the file that belongs to it.')
-_IN_PART = (
-    "To begin with a part of it and train the rest from random weights, say so: init_cfg=dict(type='Pretrained', "
-    "checkpoint='...', prefix='backbone.') of the backbone takes what fits.")
 _AS_LAYERS = (
     'Its weights are in parts, from which pruning, weight norm or a parametrisation makes them. Undo that in the '
     'program that wrote the file, as with torch.nn.utils.prune.remove or '
@@ -167,6 +164,15 @@ class WeightsFile:
             f'The checkpoint "{self.source.file}" does not fit the {type(model).__name__}: {misfit(theirs, ours)}. '
             f'Nothing was loaded. {hint or _ANOTHER}')
 
+    def in_part(self, fit: Fit) -> str:
+        """Say how a training begins with what fits of the backbone, if mmengine reads the file."""
+        if not fit.taken or not fit.task.trunk or fit.key not in ('state_dict', ''):
+            return ''
+        beginning = fit.prefix + f'{fit.task.trunk}.' * (not fit.added)
+        given = f'checkpoint={self.source.file!r}' + f', prefix={beginning!r}' * bool(beginning)
+        return ('To begin with what fits, and train the rest from random weights, give the backbone '
+                f"init_cfg=dict(type='Pretrained', {given}) instead.")
+
     def tell(self, model: nn.Module, fit: Fit, what: str) -> None:
         """Log what was taken, from where, what was not, and what could have been."""
         file = self.source.file
@@ -290,7 +296,7 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
     if not fit.has_backbone:
         fits_teacher = distills and file.fits_whole(model.teacher)
         raise file.refusal(student, fit, 'It fits the teacher: name it as teacher_checkpoint.' if fits_teacher else
-                           f'{_ANOTHER} {_IN_PART}', fit.astray)
+                           f'{_ANOTHER} {file.in_part(fit)}'.rstrip(), fit.astray)
     file.check_values(fit)
     file.tell(student, fit, part)
     return {beginning + name: value for name, value in fit.taken.items()}

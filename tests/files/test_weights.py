@@ -759,7 +759,20 @@ def test_what_a_training_cannot_start_from(tmp_path, state, content, what):
     with pytest.raises(ValueError, match=f'does not fit the ImageClassifier: .*{what}') as error:
         starting_weights(MODELS.build(small()), save(tmp_path, content(state)))
     assert '\n' not in str(error.value) and 'head.fc' not in str(error.value)
-    assert "init_cfg=dict(type='Pretrained'" in str(error.value)
+
+
+@pytest.mark.parametrize('beginning', ['backbone.', 'module.backbone.', 'net.', ''])
+def test_what_a_refused_start_advises_takes_what_fits(tmp_path, state, beginning):
+    file = save(tmp_path, dict(state_dict={
+        name.replace('backbone.', beginning): value for name, value in state.items() if 'layer4.1.' not in name}))
+    with pytest.raises(ValueError, match='10 missing .*give the backbone init_cfg=') as error:
+        starting_weights(MODELS.build(small()), file)
+    cfg = small()
+    cfg['backbone']['init_cfg'] = eval(str(error.value).partition('init_cfg=')[2].removesuffix(' instead.'))
+    model = MODELS.build(cfg)
+    model.init_weights()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items()
+               if name.startswith('backbone.') and 'layer4.1.' not in name)
 
 
 def test_what_is_no_weight_may_be_absent_or_too_much(tmp_path):
