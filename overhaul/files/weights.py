@@ -137,11 +137,11 @@ class WeightsFile:
         """Refuse weights that are none.
 
         Raises:
-            ValueError: If one is NaN or infinite; if one is quantised, an integer or complex, where the model has a
-                real number.
+            ValueError: If one is NaN or infinite; if one is quantised, an integer, complex or of 8 bits, where the
+                model has a real number.
         """
         foreign = [f'{name} {str(value.dtype).removeprefix("torch.")}' for name, value in fit.taken.items()
-                   if fit.model[name].is_floating_point() and not value.is_floating_point()]
+                   if fit.model[name].is_floating_point() and not (value.is_floating_point() and value.itemsize > 1)]
         if foreign:
             raise ValueError(
                 f'{len(foreign)} tensors of the checkpoint "{self.source.file}" are no real numbers, as those of the '
@@ -192,7 +192,10 @@ class WeightsFile:
         for other in self._fits(model)[1:]:
             if 2 * other.size > fit.size and not other.is_in(fit):
                 note = _NOTES.get(other.key, '')
-                _log(f'{file} also holds {_name(other)}{note}. To take that: {self._choice(other)}.')
+                lacks = [name for name in other.missing if name in fit.taken]
+                _log(f'{file} also holds {_name(other)}{note}. ' + (
+                    f'It lacks {len(lacks)} of these tensors ({examples(lacks)}); to take it, save a file with both.'
+                    if lacks else f'To take that: {self._choice(other)}.'))
         for key, count in self._lists.items():
             _log(f'{file} also holds a list of {count} tensors, "{key}", which has no names and was left out. To take '
                  'that: copy it into the model in the program that wrote it, and save its state_dict.')

@@ -69,9 +69,14 @@ def _as_keys_of_student(paramwise: Mapping[str, object], distiller: nn.Module) -
     whose name holds such a whole name gets a key of its own, with what it would get without.
 
     Raises:
-        ValueError: If no key can say that, since what it would get depends on more than ``custom_keys``.
+        ValueError: If no key can say that, since what it would get depends on more than ``custom_keys``. If these are
+            no dicts by name.
     """
     keys = paramwise['custom_keys']
+    if not isinstance(keys, Mapping) or not all(isinstance(options, Mapping) for options in keys.values()):
+        raise ValueError(
+            f'paramwise_cfg.custom_keys is {keys!r}. Give a dict by the name of each part, as in '
+            "custom_keys={'backbone': dict(lr_mult=0.1)}.")
     names = [name for name, _ in distiller.student.named_parameters()]
     of_distiller = [
         key for key in keys if f'{key}.'.startswith('student.') and not any(key in name for name in names)]

@@ -344,6 +344,7 @@ def test_the_last_module_is_taken_under_the_names_of_classifiers(tmp_path, state
     (lambda value: value.to(torch.int8), r'quantised.* Take the file from before'),
     (lambda value: value.to(torch.complex64), r'no real numbers.* complex64'),
     (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), r'no real numbers.* qint8'),
+    (lambda value: value.to(torch.float8_e4m3fn), r'no real numbers.* float8'),
     (lambda value: value.to('meta'), r'no values \(device "meta"\) or are sparse \('),
     (lambda value: value.to_sparse(), r'no values \(device "meta"\) or are sparse \('),
 ])
@@ -445,6 +446,14 @@ def test_the_average_of_a_callback_and_one_beside_a_whole_model(tmp_path, lines,
         assert same(model.state_dict(), state)
         load_teacher(model, eval(lines[-1].partition('To take that: teacher_checkpoint=')[2].removesuffix('.')))
         assert same(model.state_dict(), others(state))
+
+
+def test_of_an_average_without_running_statistics_the_log_says_what_it_lacks(tmp_path, lines, state):
+    average = {name: value for name, value in others(state).items() if 'running' not in name}
+    model = MODELS.build(small())
+    load_teacher(model, save(tmp_path, {**state, **prefixed('ema.', average)}))
+    assert same(model.state_dict(), state)
+    assert 'what begins with "ema." in the top of the file. It lacks 40 of these tensors (backbone.bn1.r' in lines[-1]
 
 
 def test_an_average_in_a_list_is_told_and_refused_alone(tmp_path, lines, state):

@@ -187,6 +187,12 @@ def test_names_that_begin_with_student_go_on_to_mean_it(models):
         assert {value['lr'] for value in of_connectors(whole).values()} == {1.0}
 
 
+@pytest.mark.parametrize('keys', [['backbone'], {'backbone': 0.1}])
+def test_keys_that_are_no_dicts_by_name_are_refused(keys, models):
+    with pytest.raises(ValueError, match=r'custom_keys is .*Give a dict by the name of each part'):
+        options(models('wrn')[1], paramwise_cfg=dict(custom_keys=keys))
+
+
 def test_a_name_of_the_student_reaches_no_parameter_whose_name_holds_it(models):
     _, distiller = models('wrn')
     distiller = copy.deepcopy(distiller)
