@@ -166,9 +166,9 @@ class WeightsFile:
 
     def in_part(self, fit: Fit) -> str:
         """Say how a training begins with what fits of the backbone, if mmengine reads the file."""
-        if not fit.taken or not fit.task.trunk or fit.key not in ('state_dict', ''):
+        if not fit.taken or fit.task.trunk != 'backbone' or fit.key not in ('state_dict', ''):
             return ''
-        beginning = fit.prefix + f'{fit.task.trunk}.' * (not fit.added)
+        beginning = fit.prefix + 'backbone.' * (not fit.added)
         given = f'checkpoint={self.source.file!r}' + f', prefix={beginning!r}' * bool(beginning)
         return ('To begin with what fits, and train the rest from random weights, give the backbone '
                 f"init_cfg=dict(type='Pretrained', {given}) instead.")
