@@ -31,7 +31,8 @@ def adapted(model: nn.Module, fit: Fit) -> Fit:
     if not weights.keys() & fit.taken.keys():
         weights = dict(fit.weights)  # TimmClassifier renames all, for files of timm; their names are known here
     computed = {name: value for name, value in trial.state_dict().items()
-                if name in fit.missing and name not in weights and (value != fit.model[name]).any()}
+                if name in fit.missing and name not in weights and isinstance(value, Tensor)
+                and (value != fit.model[name]).any()}
     moved = {id(value) for value in weights.values()}
     dropped = [name for name, value in fit.weights.items() if name not in weights and id(value) not in moved]
     weights |= {name: fit.model[name] for name in dropped if name in fit.model} | computed
@@ -39,7 +40,7 @@ def adapted(model: nn.Module, fit: Fit) -> Fit:
     for name, value in weights.items():
         path = name.rpartition('.')[0]  # TimmClassifier names its tensors as its trunk does
         like, owner = fit.model.get(name), modules.get(path) or modules.get(f'{fit.task.trunk}.{path}')
-        if like is not None and owner is not None and value.shape != like.shape:
+        if like is not None and owner is not None and isinstance(value, Tensor) and value.shape != like.shape:
             weights[name] = _resized(value, like, owner)
     return replace(
         fit, weights=weights, left_out=fit.left_out + [name for name in dropped if name not in fit.model],

@@ -84,7 +84,7 @@ class Fit:
     @property
     def size(self) -> int:
         """How many tensors fit, without those of whole numbers."""
-        return sum(not _counts(value) for value in self.taken.values())
+        return sum(not _counts(self.model[name]) for name in self.taken)
 
     @property
     def has_all(self) -> bool:
@@ -108,7 +108,7 @@ class Fit:
     def _is_for_other_channels(self, name: str) -> bool:
         if name not in self.mismatched:
             return False
-        theirs, ours = self.weights[name].shape, self.model[name].shape
+        theirs, ours = getattr(self.weights[name], 'shape', ()), self.model[name].shape
         return len(ours) > 2 and ours[1] == self.task.channels and (*theirs[:1], *theirs[2:]) == (*ours[:1], *ours[2:])
 
     @property
@@ -126,21 +126,21 @@ class Fit:
             value is other.taken[name] or torch.equal(value, other.taken[name]) for name, value in self.taken.items())
 
 
-def fits(sets: dict[str, dict[str, Tensor]], model: nn.Module, prefix: str | None = None) -> list[Fit]:
+def fits(sets: dict[str, dict[str, Tensor]], model: nn.Module, prefix: str = '') -> list[Fit]:
     """Return how ``sets`` of weights, as :func:`weights_in` gives them, fit ``model`` at best; the best fit first.
 
     A set is all weights under one key, or those of them that share a prefix. Of sets that fit equally well, the first
     one is the default.
 
     Args:
-        prefix: The prefix of the set that is meant. Default: all prefixes are tried.
+        prefix: What the prefix of the set that is meant begins with.
     """
     task, current = task_of(model) if student_of(model) is model else Task(model), model.state_dict()
     enough = sum(task.is_of_trunk(name) and not _counts(value) for name, value in current.items()) / 2
     found = []
     for key, weights in sets.items():
         prefixes = _prefixes(weights, enough)
-        for beginning in prefixes if prefix is None else [prefix]:
+        for beginning in dict.fromkeys([prefix, *(other for other in prefixes if other.startswith(prefix))]):
             inside = _inside(weights, beginning, prefixes)
             outside = [name for name in weights if not name.startswith(beginning)
                        or name.removeprefix(beginning) not in inside]

@@ -81,7 +81,7 @@ class WeightsFile:
     """
 
     def __init__(self, source: Source) -> None:
-        self.source, self.prefix = source, source.prefix
+        self.source, self.prefix = source, ''
         self._found: dict[nn.Module, list[Fit]] = {}
         checkpoint = read_checkpoint(source.file)
         self.sets, self.classes = weights_in(checkpoint), classes_in(checkpoint)

@@ -239,6 +239,7 @@ def test_absent_counters_are_left_as_they_are(tmp_path):
     (dict(remove='bn1.running_mean'), r'1 missing \(backbone\.bn1\.running_mean \(64,\)\)\. Nothing was loaded'),
     (dict(remove='layer4.'), r'25 missing \(backbone\.layer4\.0\.conv1\.weight \(512, 256, 3, 3\), .+, \.\.\.\)'),
     (dict(add={'layer5.weight': torch.zeros(2, 3)}), r'1 unexpected \(backbone\.layer5\.weight \(2, 3\)\)'),
+    (dict(add={'conv1.weight': 'text'}), r'1 of another shape \(backbone\.conv1\.weight of type str for \(64, 3,'),
     (dict(add={'layer5.weight': 'text'}), r'1 unexpected \(backbone\.layer5\.weight of type str\)'),
     (dict(add={'fc.bias': torch.zeros(9)}), r'1 of another shape \(head\.fc\.bias \(9,\) for \(5,\) in the model\)'),
 ])
@@ -387,8 +388,11 @@ def test_sets_that_fit_equally_well_are_a_choice(tmp_path, state):
     file = save(tmp_path, dict(teacher=prefixed('module.', state), student=prefixed('module.', others(state)), epoch=3))
     with pytest.raises(ValueError, match=r"key='teacher', prefix='module\.'\), or .+key='student'"):
         load_teacher(model, file)
-    load_teacher(model, dict(file=file, key='student'))
-    assert same(model.state_dict(), others(state))
+    for more in ({}, dict(prefix='module')):
+        load_teacher(model, dict(file=file, key='student', **more))
+        assert same(model.state_dict(), others(state))
+    load_teacher(model, dict(file=save(tmp_path, prefixed('net.module.', state)), prefix='net'))
+    assert same(model.state_dict(), state)
 
 
 @pytest.mark.parametrize('first, second', [
@@ -446,6 +450,13 @@ def test_the_average_of_a_callback_and_one_beside_a_whole_model(tmp_path, lines,
         assert same(model.state_dict(), state)
         load_teacher(model, eval(lines[-1].partition('To take that: teacher_checkpoint=')[2].removesuffix('.')))
         assert same(model.state_dict(), others(state))
+
+
+def test_an_average_of_the_counters_too_is_no_better_fit(tmp_path, state):
+    model = MODELS.build(small())
+    average = {name: value + 1. for name, value in state.items()}
+    load_teacher(model, save(tmp_path, dict(state_dict=state, ema=average)))
+    assert same(model.state_dict(), state)
 
 
 def test_of_an_average_without_running_statistics_the_log_says_what_it_lacks(tmp_path, lines, state):
