@@ -97,7 +97,9 @@ def run(folder, *flags, options=()):
 
 
 def test_bfloat16_and_channels_last_learn_the_digits(tmp_path):
-    assert last_error(run(tmp_path, '--amp', '--channels-last')) < 8  # 4.63 in float32, 14.10 without the teacher
+    # In smaller batches, for this precision is slow on most processors. 5.95 in float32, 47.80 without the teacher.
+    work_dir = run(tmp_path, '--amp', '--channels-last', options=['train_dataloader.batch_size=10'])
+    assert last_error(work_dir) < 8
 
 
 @pytest.mark.parametrize('flags', [[], ['--amp', '--channels-last']])
