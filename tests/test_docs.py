@@ -41,7 +41,8 @@ QUICK = {
         'val_dataloader.persistent_workers=False', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
         'default_hooks.checkpoint.interval=2', 'train_dataloader.dataset.pipeline.2.scale=(128,64)',
         'train_dataloader.dataset.pipeline.3.crop_size=(64,128)', 'val_dataloader.dataset.pipeline.1.scale=(128,64)',
-        'model.student.data_preprocessor.size=(64,128)', 'model.student.pretrained=None'],
+        'model.student.data_preprocessor.size=(64,128)', 'model.student.pretrained=None',
+        'default_hooks.calibrate.batches=1'],
     'retinanet_r50_r18.py': [
         'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
         'val_dataloader.persistent_workers=False', 'train_cfg.max_epochs=1',

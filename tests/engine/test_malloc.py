@@ -12,15 +12,15 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='is ab
 
 # Allocates maps of 64 MiB, which the library maps by themselves, and of 4 MiB, and frees them.
 PROGRAM = """
-import torch
+import numpy as np
 from overhaul.engine import malloc
-from overhaul.engine.benchmark import _resident
+resident = lambda: int(open('/proc/self/statm').read().split()[1])
 {call}
-before = _resident('VmRSS')
-maps = [torch.ones(2**size) for size in [24] + 16 * [20]]
-during = _resident('VmRSS')
+before = resident()
+maps = [np.ones(2**size, np.float32) for size in [24] + 16 * [20]]
+during = resident()
 del maps
-print((_resident('VmRSS') - before) / (during - before))
+print((resident() - before) / (during - before))
 """
 
 
