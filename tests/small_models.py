@@ -16,6 +16,7 @@ from overhaul.registry import MODELS
 PATHS = ('backbone.block2.0.bn1', 'backbone.block3.0.bn1', 'backbone.bn1')
 TAPS = [dict(teacher=path, student=path, loss_weight=weight) for path, weight in zip(PATHS, (1 / 4, 1 / 2, 1))]
 CLASSES = 5
+OF_MMDET = ('coco', 'digitdet', 'voc_ssd300')  # how configs begin whose models are of mmdet
 
 
 def wide_resnet(widen_factor=1):

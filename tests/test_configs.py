@@ -18,10 +18,12 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from small_models import OF_MMDET
 from tiny_data import write_cifar100, write_imagenet, write_voc, write_voc_boxes
 
 from overhaul import CIFAR100
-from overhaul.engine import dry_run
+from overhaul.engine import dry_run, starting_weights
+from overhaul.files.checkpoints import read_checkpoint
 from overhaul.files.names import to_model_keys
 from overhaul.files.settings import read_config
 from overhaul.registry import MODELS, build
@@ -30,7 +32,7 @@ REPOSITORY = Path(__file__).parents[1]
 # The one of a folder, without labels, is in tests/engine/test_without_labels.py.
 PATHS = {path.stem: path for path in sorted((REPOSITORY / 'configs').glob('[!f]*.py'))}
 # Those of detection need mmdet: their tests are the last of this file.
-DETECTION = {name: path for name, path in PATHS.items() if name.startswith(('voc_ssd300', 'coco_retinanet'))}
+DETECTION = {name: path for name, path in PATHS.items() if name.startswith(OF_MMDET)}
 CONFIGS = {name: path for name, path in PATHS.items() if name not in DETECTION}
 
 # <data>_<teacher>_<student>, then what is special about it.
@@ -53,23 +55,36 @@ BATCH = 2
 WRN10_1 = (
     3 * 16 * 9 + (2 * 16 + 16 * 16 * 9 + 2 * 16 + 16 * 16 * 9) + (2 * 16 + 16 * 32 * 9 + 2 * 32 + 32 * 32 * 9 + 16 * 32)
     + (2 * 32 + 32 * 64 * 9 + 2 * 64 + 64 * 64 * 9 + 32 * 64) + 2 * 64 + 64 * 10 + 10)
-DEEPLAB = dict(r34=(16, (3, 4, 6)), r18=(8, (2, 2, 2)))  # of the scenes of digits: width, and blocks of each stage
+SMALL = dict(r34=(16, (3, 4, 6)), r18=(8, (2, 2, 2)))  # of the scenes of digits: width, and blocks of each stage
 
 
-def small_deeplab(width, blocks):
-    """Parameters of a DeepLabV3+ of the scenes of digits, counted by hand."""
-    def conv(inputs, outputs, size):
-        return inputs * outputs * size**2 + 2 * outputs  # with its batch norm
+def conv(inputs, outputs, size):
+    return inputs * outputs * size**2 + 2 * outputs  # with its batch norm
 
+
+def small_resnet(width, blocks):
+    """Parameters of a ResNet of the scenes of digits, counted by hand."""
     total, inputs = conv(3, width, 7), width
     for stage, count in enumerate(blocks):
         outputs = width * 2**stage
         total += conv(inputs, outputs, 3) + (2 * count - 1) * conv(outputs, outputs, 3)
         total += conv(inputs, outputs, 1) if outputs != inputs else 0
         inputs = outputs
+    return total
+
+
+def small_deeplab(width, blocks):
+    """Those of a DeepLabV3+ on it."""
     pyramid = 2 * conv(4 * width, 2 * width, 1) + 3 * conv(4 * width, 2 * width, 3) + conv(10 * width, 2 * width, 1)
     fusion = conv(2 * width + width // 2, 2 * width, 3) + conv(2 * width, 2 * width, 3)
-    return total + pyramid + conv(width, width // 2, 1) + fusion + 2 * width * 11 + 11
+    return small_resnet(width, blocks) + pyramid + conv(width, width // 2, 1) + fusion + 2 * width * 11 + 11
+
+
+def small_gfl(width, blocks):
+    """Those of a GFL on it."""
+    neck, towers = conv(4 * width, 2 * width, 3), 2 * conv(2 * width, 2 * width, 3)
+    # A score for each of ten digits, and for each side a distribution over nine distances, times a scale.
+    return small_resnet(width, blocks) + neck + towers + (2 * width * 9 + 1) * (10 + 4 * 9) + 1
 
 
 def parts(name):
@@ -293,7 +308,7 @@ def check_networks(name, model):
         elif network == 'wrn10_1':
             assert count(model) == WRN10_1
         elif data == 'digitscenes':
-            assert count(model) == small_deeplab(*DEEPLAB[network])
+            assert count(model) == small_deeplab(*SMALL[network])
         elif data == 'digits':  # a hundred classes less ninety
             assert count(model) == parameter_count(network) - 90 * (128 + 1)
         else:
@@ -343,13 +358,18 @@ def check_checkpoint(runner, data, work_dir):
     assert len(list(work_dir.glob('best_mIoU_*.pth'))) == (data == 'voc')
 
 
-DETECTORS = dict(r50='ResNet', vgg16='SSDVGG', r18='ResNet', mobilenet='MobileNetV1')
+BACKBONES = dict(r50='ResNet', vgg16='SSDVGG', r34='ResNet', r18='ResNet', mobilenet='MobileNetV1')
+# The head, its classes, and the weights of the taps.
+DETECTORS = dict(
+    ssd300=('SSDHead', 20, [1 / 8, 1 / 4, 1 / 2, 1]), retinanet=('RetinaHead', 80, [1 / 8, 1 / 4, 1 / 2, 1]),
+    gfl=('GFLHead', 10, [1 / 4, 1 / 2, 1, 1]))
 
 
 @pytest.mark.skipif(find_spec('mmdet') is None, reason='mmdet is not installed: pip install "overhaul[detection]"')
 @pytest.mark.parametrize('name', DETECTION)
 def test_a_detector_is_that_of_the_name_and_learns_on_random_images(name, tmp_path, monkeypatch):
     detector, *networks = name.split('_')[1:]
+    head, classes, weights = DETECTORS[detector]
     cfg = read_config(PATHS[name], dict(log_level='WARNING', work_dir=str(tmp_path)))
     assert f' configs/{name}.py' in PATHS[name].read_text()
     cfg.train_dataloader.batch_size = BATCH
@@ -360,13 +380,12 @@ def test_a_detector_is_that_of_the_name_and_learns_on_random_images(name, tmp_pa
     runner = Runner.from_cfg(cfg)
     models = [runner.model.teacher, runner.model.student] if networks[1:] else [runner.model]
     for model, network in zip(models, networks, strict=True):
-        assert type(model.bbox_head).__name__ == ('SSDHead' if detector == 'ssd300' else 'RetinaHead')
-        assert model.bbox_head.num_classes == (20 if detector == 'ssd300' else 80)
-        assert type(model.backbone).__name__ == DETECTORS[network]
+        assert (type(model.bbox_head).__name__, model.bbox_head.num_classes) == (head, classes)
+        assert type(model.backbone).__name__ == BACKBONES[network]
         assert getattr(model.backbone, 'depth', None) in (None, int(re.sub(r'[a-z]+', '', network) or 0))
     if networks[1:]:
         assert [tap.size for tap in runner.model.teacher_taps] == [tap.size for tap in runner.model.student_taps]
-        assert runner.model.tap_weights == [1 / 8, 1 / 4, 1 / 2, 1]
+        assert runner.model.tap_weights == weights
     runner.train()
     assert runner.iter == 2 and math.isfinite(runner.message_hub.get_scalar('train/loss').current())
 
@@ -388,3 +407,44 @@ def test_boxes_of_pascal_voc_come_to_the_detector_as_they_are_in_the_files(tmp_p
     (sample, *_) = next(iter(val))['data_samples']
     assert sample.ori_shape == (64, 96) and sample.gt_instances.labels.tolist() == [0, 1]
     assert (sample.gt_instances.bboxes.tensor[:, 2] <= 96).all()  # not resized with the image
+
+
+@pytest.mark.skipif(find_spec('mmdet') is None, reason='mmdet is not installed: pip install "overhaul[detection]"')
+@pytest.mark.parametrize('name', [name for name in DETECTION if name.startswith('digitdet')])
+def test_a_detector_of_digits_trains_and_evaluates(name, tmp_path):
+    cfg = read_config(PATHS[name], dict(log_level='WARNING', work_dir=str(tmp_path / 'work')))
+    cfg.train_dataloader.batch_size = BATCH
+    cfg.train_dataloader.dataset.length = cfg.val_dataloader.dataset.length = 4
+    cfg.train_cfg.update(max_iters=2, val_interval=2)
+    cfg.default_hooks.checkpoint.interval = 2
+    cfg.model.get('student', cfg.model).test_cfg.score_thr = 0  # or nothing is found after two steps
+    runner = Runner.from_cfg(cfg)
+    models = [runner.model.teacher, runner.model.student] if 'teacher' in cfg.model else [runner.model]
+    for model, network in zip(models, name.split('_')[2:], strict=True):
+        assert count(model) == small_gfl(*SMALL[network])
+    recorder = Recorder()
+    runner.register_hook(recorder)
+    runner.train()
+    task = {'loss_cls', 'loss_bbox', 'loss_dfl'}
+    distillation = {key for key in recorder.steps[0] if key.startswith('distill.')}
+    assert len(distillation) == (4 if 'teacher' in cfg.model else 0)
+    for losses in recorder.steps:
+        assert set(losses) == {'loss'} | task | distillation
+        assert all(0 < value < math.inf for value in losses.values())
+    assert sums(getattr(runner.model, 'teacher', torch.nn.Module())) == recorder.teacher
+    assert 'coco/bbox_mAP_50' in runner.message_hub.get_info('last_result')['metrics']
+    check_optimizer(runner, 'digits', cfg)
+    check_checkpoint(runner, 'digits', tmp_path / 'work')
+
+
+@pytest.mark.skipif(find_spec('mmdet') is None, reason='mmdet is not installed: pip install "overhaul[detection]"')
+def test_the_teacher_of_boxes_begins_with_the_backbone_of_the_teacher_of_masks(tmp_path):
+    cfg = read_config(PATHS['digitdet_gfl_r34'], dict(log_level='ERROR', work_dir=str(tmp_path)))
+    cfg.train_dataloader.dataset.length = cfg.val_dataloader.dataset.length = 2
+    masks = read_checkpoint(cfg.load_from)['state_dict']
+    runner = Runner.from_cfg(cfg)
+    starting_weights.prepare(runner)
+    runner.load_or_resume()
+    backbone = {name: value for name, value in runner.model.state_dict().items() if name.startswith('backbone.')}
+    assert backbone.keys() == {name for name in masks if name.startswith('backbone.')}
+    assert all(torch.equal(value, masks[name]) for name, value in backbone.items())

@@ -16,7 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from small_models import batch, build_distiller, runner, sgd
+from small_models import OF_MMDET, batch, build_distiller, runner, sgd
 from torch import nn
 
 from overhaul import compat
@@ -262,14 +262,14 @@ def test_resume_on_another_number_of_gpus(trained, tmp_path):
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('[!f]*.py')), ids=lambda path: path.stem)
 def test_rates_of_all_configs_follow_the_total_batch(path):
-    if path.stem.startswith(('coco', 'voc_ssd300')):
+    if path.stem.startswith(OF_MMDET):
         pytest.importorskip('mmdet')
     cfg = Config.fromfile(path)
     data = path.stem.replace('voc_ssd300', 'ssd300').split('_')[0]
     # What the learning rate of the paper or its official code belongs to.
-    batches = dict(cifar100=128, imagenet=256, voc=12, digits=50, digitscenes=16, ssd300=32, coco=16)
+    batches = dict(cifar100=128, imagenet=256, voc=12, digits=50, digitscenes=16, digitdet=16, ssd300=32, coco=16)
     paper = 64 if 'pyramid200' in path.stem else batches[data]
-    gpus = dict(cifar100=1, imagenet=8, voc=2, digits=1, digitscenes=1, ssd300=1, coco=8)[data]
+    gpus = dict(cifar100=1, imagenet=8, voc=2, digits=1, digitscenes=1, digitdet=1, ssd300=1, coco=8)[data]
     if path.stem != 'voc_r101_r18_mmseg':
         assert cfg.train_dataloader.batch_size * gpus == paper
     assert cfg.auto_scale_lr == dict(base_batch_size=paper, enable=True)

@@ -1,4 +1,4 @@
-"""The embedded default for segmentation: scenes of scikit-learn's handwritten digits, with exact masks."""
+"""The embedded default for segmentation and detection: scenes of scikit-learn's handwritten digits."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -14,6 +14,7 @@ from overhaul.registry import DATASETS
 SIZE = 64
 MOST_DIGITS = 4
 DIGIT_SIZES = (24, 36)
+LEAST_SEEN = 0.5  # of a digit that a detector has to find
 INK = 80  # of 255: what is fainter is paper, and is cut away
 
 
@@ -26,7 +27,12 @@ class DigitScenes(BaseSegDataset):
     exactly. Scenes of the training split are made of training digits, scenes of the test split of test digits. Nothing
     is downloaded and nothing is written; the three channels are equal.
 
-    Each item gives the pipeline ``img``, ``gt_seg_map``, ``seg_fields``, ``img_shape`` and ``ori_shape``.
+    The box of a digit is around what is seen of it: left, top, right and bottom in pixels, the last two behind it. One
+    of which less than half is seen has an ``ignore_flag`` of 1, and one that is hidden has no box.
+
+    Each item gives the pipeline ``img``, ``gt_seg_map``, ``seg_fields``, ``img_shape``, ``ori_shape``, and for mmdet
+    ``instances``, ``height``, ``width`` and ``img_id``. A detector has no background, so its data name the classes:
+    ``metainfo=dict(classes=('0', '1', ...))``.
 
     Args:
         split: ``'train'`` or ``'test'``.
@@ -65,8 +71,8 @@ class DigitScenes(BaseSegDataset):
         # As in Digits, a stream that numpy never changes.
         random = np.random.RandomState([SPLITS.index(self.split), self.seed, index])
         image = _enlarge(random.randint(0, 160, (6, 6)), SIZE) + random.normal(0, 16, (SIZE, SIZE))
-        mask = np.zeros((SIZE, SIZE), np.uint8)
-        for _ in range(random.randint(2, MOST_DIGITS + 1)):
+        seen, laid = np.zeros((SIZE, SIZE), np.uint8), []
+        for number in range(1, random.randint(2, MOST_DIGITS + 1) + 1):
             digit = digits[random.randint(len(digits))]
             size = random.randint(DIGIT_SIZES[0], DIGIT_SIZES[1] + 1)
             top, left = random.randint(0, SIZE - size + 1, 2)
@@ -74,10 +80,31 @@ class DigitScenes(BaseSegDataset):
             gray = _enlarge(digit['img'][..., 0], size)
             ink = gray > INK
             image[box][ink] = gray[ink]
-            mask[box][ink] = digit['gt_label'] + 1
+            seen[box][ink] = number
+            laid.append((digit['gt_label'], ink.sum()))
         image = np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        mask = np.array([0, *(label + 1 for label, _ in laid)], np.uint8)[seen]
         return dict(
-            img=image, gt_seg_map=mask, seg_fields=['gt_seg_map'], img_shape=mask.shape, ori_shape=mask.shape)
+            img=image, gt_seg_map=mask, seg_fields=['gt_seg_map'], img_shape=mask.shape, ori_shape=mask.shape,
+            instances=self._instances(seen, laid), height=SIZE, width=SIZE, img_id=index)
+
+    def _instances(self, seen: np.ndarray, laid: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Return the boxes of the digits, as mmdet has them.
+
+        Args:
+            seen: The number of the digit that is seen at each pixel (h, w), 0 where none is.
+            laid: Label and pixels of each, also of those that are hidden.
+        """
+        labels = {name: label for label, name in enumerate(self.metainfo['classes'])}
+        instances = []
+        for number, (digit, pixels) in enumerate(laid, 1):
+            rows, columns = np.nonzero(seen == number)
+            if str(digit) in labels and len(rows):
+                box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                instances.append(dict(
+                    bbox=[float(side) for side in box], bbox_label=labels[str(digit)],
+                    ignore_flag=int(len(rows) < LEAST_SEEN * pixels)))
+        return instances
 
 
 def _enlarge(image: np.ndarray, size: int) -> np.ndarray:

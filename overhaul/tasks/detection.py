@@ -27,7 +27,7 @@ class Detection(Task):
 
     quotes = {
         'coco/bbox_mAP': Quote('% box mAP', factor=100), 'coco/segm_mAP': Quote('% mask mAP', factor=100),
-        'pascal_voc/mAP': Quote('% mAP', factor=100)}
+        'coco/bbox_mAP_50': Quote('% box mAP50', factor=100), 'pascal_voc/mAP': Quote('% mAP', factor=100)}
 
     @classmethod
     def takes(cls, model: nn.Module) -> bool:

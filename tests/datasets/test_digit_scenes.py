@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import METRICS, init_default_scope
 from mmengine.runner import Runner
 
 from overhaul import Digits, DigitScenes
 from overhaul.datasets import digit_scenes
 from overhaul.registry import DATASETS, MODELS
 
-CONFIG = Path(__file__).parents[2] / 'configs/_base_/datasets/digitscenes.py'
+BASES = Path(__file__).parents[2] / 'configs/_base_/datasets'
+CONFIG = BASES / 'digitscenes.py'
+NAMES = tuple('0123456789')
 LIGHTEST = dict(train=110, test=180)
 
 
@@ -63,6 +66,44 @@ def test_a_pixel_is_of_the_digit_seen_there_and_the_digit_laid_last_is_seen_whol
         hidden += any(((mask > 0) & (digit == index)).sum() < 24 * 24 for index in laid)
     assert sides == set(range(24, 37))
     assert hidden > 50
+
+
+def test_a_box_is_around_what_is_seen_of_a_digit_and_half_of_it_must_be(monkeypatch):
+    monkeypatch.setattr(digit_scenes, 'Digits', Squares)
+    flags, hidden = [], 0
+    for seed in range(200):
+        Squares.laid.clear()
+        (item, ) = DigitScenes('train', 1, seed, serialize_data=False, metainfo=dict(classes=NAMES))
+        laid = list(Squares.laid)
+        if len(set(laid)) < len(laid):
+            continue  # one square is no other's
+        digit = item['img'][..., 0].astype(int) - LIGHTEST['train']
+        expected = []
+        for index in laid:
+            rows, columns = np.nonzero((item['gt_seg_map'] > 0) & (digit == index))
+            if len(rows):
+                expected.append((index % 10, min(columns), min(rows), max(columns) + 1, max(rows) + 1))
+                # What lies above may hide a side, and then the square was larger than its box.
+                if len(rows) < (max(np.ptp(columns), np.ptp(rows)) + 1)**2 / 2:
+                    assert item['instances'][len(expected) - 1]['ignore_flag'] == 1
+                if len(rows) >= 36**2 / 2:
+                    assert item['instances'][len(expected) - 1]['ignore_flag'] == 0
+        assert [(box['bbox_label'], *box['bbox']) for box in item['instances']] == expected
+        assert item['instances'][-1]['ignore_flag'] == 0  # the last one is seen whole
+        flags += [box['ignore_flag'] for box in item['instances']]
+        hidden += len(laid) - len(expected)
+    assert 0.02 < np.mean(flags) < 0.4 and hidden > 0
+
+
+def test_labels_are_the_numbers_of_the_classes_that_the_data_name():
+    all_, some = (DigitScenes('train', 20, metainfo=metainfo) for metainfo in (None, dict(classes=('7', '0', '3'))))
+    expected = {8: 0, 1: 1, 4: 2}
+    for item, part in zip(all_, some, strict=True):
+        labels = [box['bbox_label'] for box in item['instances']]
+        assert [box['bbox_label'] for box in part['instances']] == [
+            expected[label] for label in labels if label in expected]
+        assert set(np.unique(item['gt_seg_map'])) - {0} >= {
+            box['bbox_label'] for box in item['instances'] if not box['ignore_flag']}
 
 
 def test_paper_is_cut_away_and_ink_keeps_its_gray():
@@ -176,3 +217,49 @@ def test_the_metric_and_the_visualizer_of_mmseg_take_it():
 
 def test_the_dataset_is_registered():
     assert DATASETS.get('overhaul.DigitScenes') is DATASETS.get('DigitScenes') is DigitScenes
+
+
+@pytest.fixture
+def detection():
+    """The base config of boxes, whose types are those of mmdet."""
+    pytest.importorskip('mmdet', reason='mmdet is not installed: pip install "overhaul[detection]"')
+    init_default_scope('mmdet')
+    return Config.fromfile(BASES / 'digitdet.py')
+
+
+def test_batches_of_boxes_are_normalised_and_their_boxes_are_within_the_image(detection):
+    detection.train_dataloader.dataset.length = 200
+    preprocess = MODELS.build(detection.data_preprocessor)
+    np.random.seed(0)
+    batches = iter(Runner.build_dataloader(detection.train_dataloader, seed=0))
+    batches = [preprocess(next(batches), training=True) for _ in range(4)]
+    inputs = torch.cat([batch['inputs'] for batch in batches])
+    assert inputs.shape[1:] == (3, 64, 64)
+    assert abs(inputs.mean()) < 0.2 and 0.8 < inputs.std() < 1.1  # with what is filled up
+    samples = [sample for batch in batches for sample in batch['data_samples']]
+    for sample in samples:
+        left, top, right, bottom = sample.gt_instances.bboxes.T
+        height, width = sample.img_shape
+        assert (left >= 0).all() and (top >= 0).all() and (right <= width).all() and (bottom <= height).all()
+        assert (right - left >= 8).all() and (bottom - top >= 8).all() and len(left)
+    labels = torch.cat([sample.gt_instances.labels for sample in samples])
+    assert set(labels.tolist()) == set(range(10))
+    assert sum(len(sample.ignored_instances) for sample in samples) > 0
+
+
+def test_the_metric_of_coco_compares_with_the_boxes_and_needs_no_file(detection):
+    detection.val_dataloader.dataset.length = 20
+    loader = Runner.build_dataloader(detection.val_dataloader)
+    (batch, ) = loader
+    for shift, expected in ((0, 1), (0.2, 0.4), (0.6, 0)):  # of a box's width, with overlaps of 1, 2/3 and 1/4
+        metric = METRICS.build(detection.val_evaluator)
+        metric.dataset_meta = loader.dataset.metainfo
+        for sample in batch['data_samples']:
+            found = sample.gt_instances
+            boxes = found.bboxes.tensor.clone()
+            boxes[:, ::2] += shift * (boxes[:, 2:3] - boxes[:, :1])
+            sample.pred_instances = found.new(bboxes=boxes, labels=found.labels, scores=torch.ones(len(boxes)))
+        metric.process(batch, [sample.to_dict() for sample in batch['data_samples']])
+        results = metric.evaluate(20)
+        assert results['coco/bbox_mAP'] == pytest.approx(expected, abs=0.01)
+        assert results['coco/bbox_mAP_50'] == pytest.approx(float(shift < 0.3), abs=0.01)

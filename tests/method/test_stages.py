@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.model import ImgDataPreprocessor
-from small_models import batch, build_distiller, build_model, resnet, segmentor
+from small_models import OF_MMDET, batch, build_distiller, build_model, resnet, segmentor
 from torch import nn
 
 from overhaul.files.parts import model_of
@@ -16,7 +16,7 @@ from overhaul.registry import build
 
 CONFIGS = {  # those of detection need mmdet, and that of a folder its images
     path.stem: model_of(str(path)) for path in sorted((Path(__file__).parents[2] / 'configs').glob('*.py'))
-    if not path.stem.startswith(('coco', 'folder', 'voc_ssd300'))}
+    if not path.stem.startswith(('folder', *OF_MMDET))}
 PAIRS = {name: cfg for name, cfg in CONFIGS.items() if not isinstance(cfg.get('taps', 'auto'), str)}
 # Small, and with the strides of the full size.
 SIZES = dict(cifar100=(32, 32), imagenet=(64, 64))
