@@ -2,7 +2,7 @@
 
     overhaul plot curves work_dirs/digits_wrn16_2_wrn10_1 work_dirs/digits_wrn16_2_wrn10_1_student_only
     overhaul plot taps work_dirs/digits_wrn16_2_wrn10_1
-    overhaul plot budget docs/results/label_budget.csv --teacher 0.44
+    overhaul plot budget docs/results/label_budget.csv docs/results/label_budget_unlabelled.csv --teacher 0.44
     overhaul plot features CONFIG CHECKPOINT
     overhaul plot margins CONFIG CHECKPOINT
     overhaul plot predictions CONFIG alone=CHECKPOINT distilled=CHECKPOINT
@@ -13,6 +13,7 @@ Each draws one PNG, by default called like the command.
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -52,7 +53,8 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
     work_dirs.add_argument('--names', nargs='+', help='other names, one for each')
     command(taps, 'Draw the distillation loss of each tap.').add_argument('work_dir')
     results = command(budget, 'Draw the results of `overhaul compare` --vary KEY VALUE ... --csv CSV.')
-    results.add_argument('csv')
+    results.add_argument('csv', nargs='+', help='one or several, of the same key')
+    results.add_argument('--names', nargs='+', help='what to call each, beside alone and distilled; default: its file')
     results.add_argument('--teacher', type=float, help="the teacher's result, for a line")
     results.add_argument('--label', help='what is varied; default: the last part of the key, in words')
     for draw, help in (
@@ -74,8 +76,9 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
         parser.error('draw at least one of the --channels')
     if getattr(arguments, 'images', 1) < 1:
         parser.error('draw at least one of the --images')
-    if getattr(arguments, 'names', None) and len(arguments.names) != len(arguments.work_dir):
-        parser.error('give as many --names as work directories')
+    drawn = getattr(arguments, 'csv', None) or getattr(arguments, 'work_dir', None)
+    if getattr(arguments, 'names', None) and len(set(arguments.names)) != len(drawn):
+        parser.error(f'give {len(drawn)} different --names, one for each that is drawn')
     if not all('=' in checkpoint for checkpoint in getattr(arguments, 'checkpoints', [])):
         parser.error('give each checkpoint as NAME=CHECKPOINT')
     return arguments
@@ -118,10 +121,18 @@ def taps(arguments: argparse.Namespace) -> Figure:
 
 
 def budget(arguments: argparse.Namespace) -> Figure:
-    """Return the results of a comparison."""
-    results = read_results(arguments.csv)
-    label = arguments.label or results.key.rpartition('.')[2].replace('_', ' ')
-    return pictures.draw_budget(results.units, label, arguments.teacher)
+    """Return the results of comparisons."""
+    files = dict(zip(arguments.names or arguments.csv, map(read_results, arguments.csv)))
+    key, *others = dict.fromkeys(results.key for results in files.values())
+    if others:
+        raise ValueError(
+            f'These comparisons vary different keys, {key} and {", ".join(others)}, and have no axis in common. Draw '
+            'them one by one.')
+    units, named = defaultdict(dict), arguments.names or len(files) > 1
+    for name, results in files.items():
+        for unit, sides in results.units.items():
+            units[unit].update({f'{side}, {name}' if named else side: runs for side, runs in sides.items()})
+    return pictures.draw_budget(units, arguments.label or key.rpartition('.')[2].replace('_', ' '), arguments.teacher)
 
 
 def features(arguments: argparse.Namespace) -> Figure:

@@ -158,7 +158,7 @@ def draw_budget(
     """Draw the results of each side by budget, a panel for each unit: the runs as dots, the means, 95 % intervals.
 
     Args:
-        units: By unit, as ``'% error'``, side and budget, one result per seed.
+        units: By unit, as ``'% error'``, side and budget, one result per seed. A side may lack budgets.
         label: What the budgets are.
         teacher: The teacher's result, in the first unit.
     """
@@ -171,12 +171,12 @@ def draw_budget(
 def _draw_budget(
         axes: Axes, results: Mapping[str, Mapping[str, Sequence[float]]], unit: str, label: str,
         teacher: float | None) -> None:
-    budgets = list(next(iter(results.values())))
+    budgets = list(dict.fromkeys(budget for side in results.values() for budget in side))
     # Names of variants are long, and in no order that a line could follow.
     named = any(budget[:1].isalpha() for budget in budgets if budget != 'None')
     for i, (side, colour) in enumerate(zip(results, (ALONE, STUDENT, *COLOURS[2:]))):
-        places = np.arange(len(budgets)) + 0.12 * (i - (len(results) - 1) / 2)
-        samples = [results[side][budget] for budget in budgets]
+        places = np.array([*map(budgets.index, results[side])]) + 0.12 * (i - (len(results) - 1) / 2)
+        samples = list(results[side].values())
         for place, sample in zip(places, samples):
             axes.plot([place] * len(sample), sample, '.', color=colour, alpha=0.3, ms=6, mew=0)
         means, half_widths = [np.mean(sample) for sample in samples], [interval(sample) for sample in samples]

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from overhaul.files.parts import student_only
 from overhaul.files.settings import read_config
@@ -59,6 +60,24 @@ def test_each_command_draws_a_png(work_dirs, monkeypatch, capsys, arguments, lea
     picture = cv2.imread(f'{arguments[0]}.png')
     assert all(size >= limit for size, limit in zip(picture.shape, least))
     assert capsys.readouterr().out.endswith(f'Wrote {arguments[0]}.png\n')
+
+
+def test_comparisons_are_drawn_together_by_their_names(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, 'draw_budget', lambda *of: drawn.append(of) or Figure())
+    monkeypatch.chdir(tmp_path)
+    Path('a.csv').write_text('side,x.per_class,seed,u\nalone,1,0,9\ndistilled,1,0,5\nalone,2,0,4\ndistilled,2,0,3\n')
+    Path('b.csv').write_text('side,x.per_class,seed,u\ndistilled,1,0,2\n')
+    run('plot.py', 'budget', 'a.csv', 'b.csv', '--names', 'few', 'more')
+    run('plot.py', 'budget', 'a.csv', 'b.csv')
+    alone, distilled, more = {'1': [9], '2': [4]}, {'1': [5], '2': [3]}, {'1': [2]}
+    assert drawn == [
+        ({'u': {'alone, few': alone, 'distilled, few': distilled, 'distilled, more': more}}, 'per class', None),
+        ({'u': {'alone, a.csv': alone, 'distilled, a.csv': distilled, 'distilled, b.csv': more}}, 'per class', None)]
+    Path('b.csv').write_text('side,y,seed,u\ndistilled,1,0,2\n')
+    assert 'vary different keys, x.per_class and y,' in refused('budget', 'a.csv', 'b.csv')
+    with pytest.raises(SystemExit):
+        run('plot.py', 'budget', 'a.csv', 'b.csv', '--names', 'one', 'one')
 
 
 def test_features_are_of_images_that_are_normalised_as_in_the_training(work_dirs, monkeypatch, tmp_path):

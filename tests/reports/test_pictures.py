@@ -148,6 +148,13 @@ def test_variants_are_joined_by_no_line_and_their_names_lean():
     assert {(name.get_rotation(), name.get_ha()) for name in axes.get_xticklabels()} == {(30, 'right')}
 
 
+def test_a_side_is_drawn_at_the_budgets_that_it_has():
+    results = {'alone': {'1': [8.0], '2': [4.0], '5': [2.0]}, 'distilled': {'5': [1.0], '1': [3.0]}}
+    (axes, ) = draw_budget({'% error': results}, 'labels').axes
+    places = [bars.lines[0].get_xdata().round() for bars in axes.containers]
+    assert [list(of_side) for of_side in places] == [[0, 1, 2], [2, 0]]
+
+
 def test_one_budget_without_a_name_is_drawn():
     results = {'alone': {'': [8.0, 10.0]}, 'distilled': {'': [4.0, 5.0]}}
     (axes, ) = draw_budget({'% error': results}, 'labels').axes
