@@ -216,7 +216,8 @@ def _palette(metainfo: Mapping, classes: int) -> list[tuple[int, int, int]]:
     from mmdet.visualization.palette import get_palette
 
     palette = metainfo.get('palette')
-    return get_palette(palette if palette is not None and len(palette) >= classes else None, classes)
+    colours = get_palette(palette if palette is not None and len(palette) >= classes else None, classes)
+    return [tuple(colour) for colour in colours]  # a visualizer takes no lists
 
 
 def _bitmaps(masks: object) -> Tensor:

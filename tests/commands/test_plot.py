@@ -16,7 +16,7 @@ from overhaul.reports import pictures
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / 'configs/digits_wrn16_2_wrn10_1.py')
-SCENES = str(ROOT / 'configs/digitscenes_r34_r18.py')
+SCENES, BOXES = (str(ROOT / f'configs/{name}_r34_r18.py') for name in ('digitscenes', 'digitdet_gfl'))
 RESULTS = 'side,train_dataloader.dataset.labels_per_class,seed,% error\n' + ''.join(
     f'{side},{value},{seed},{error + seed}\n'
     for side, error in (('alone', 20), ('distilled', 7)) for value in (1, 'None') for seed in range(3))
@@ -91,11 +91,13 @@ def test_features_are_of_images_that_are_normalised_as_in_the_training(work_dirs
         assert 1 < images.max().item() <= (255 - 78) / 96
 
 
-def test_predictions_are_drawn_a_row_per_image(tmp_path, monkeypatch):
+@pytest.mark.parametrize(('config', 'package'), [(SCENES, 'mmseg'), (BOXES, 'mmdet')])
+def test_predictions_are_drawn_a_row_per_image(config, package, tmp_path, monkeypatch):
+    pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
-    student = build(student_only(read_config(SCENES)), 'student', scope='mmseg')
+    student = build(student_only(read_config(config)), 'student', scope=package)
     torch.save(student.state_dict(), 'some.pth')
-    run('plot.py', 'predictions', SCENES, 'first=some.pth', 'second=some.pth', '--images', '2')
+    run('plot.py', 'predictions', config, 'first=some.pth', 'second=some.pth', '--images', '2')
     picture = cv2.imread('predictions.png')
     assert 1.5 < picture.shape[1] / picture.shape[0] < 2  # two rows of four, titles and a legend
 
