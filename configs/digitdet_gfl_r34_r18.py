@@ -4,6 +4,10 @@
 
 The teacher, trained by configs/digitdet_gfl_r34.py on 4,000 scenes, ships with the package. The same student without
 it: add --student-only. Other labelled scenes: --cfg-options train_dataloader.dataset.seed=1.
+
+Over five seeds (python tools/compare.py configs/digitdet_gfl_r34_r18.py --seeds 5) the student has 34.16 ± 7.50 % mAP50
+alone and 53.06 ± 4.40 % with the teacher, which has 91.80 %. Alpha and the learning rate were chosen in single runs on
+300 scenes of training digits, the learning rate for the student alone.
 """
 
 _base_ = [

@@ -65,10 +65,27 @@ def test_speed():
 
 def test_the_readme_has_the_results_of_all_seeds():
     readme = (ROOT / 'README.md').read_text()
-    for config, unit, seeds in (('digits_wrn16_2_wrn10_1', '% error', 10), ('digitscenes_r34_r18', '% mIoU', 5)):
+    for config, unit, seeds in (
+            ('digits_wrn16_2_wrn10_1', '% error', 10), ('digitscenes_r34_r18', '% mIoU', 5),
+            ('digitdet_gfl_r34_r18', '% box mAP50', 5)):
         for sample in read_results(ROOT / f'docs/results/{config}.csv').units[unit].values():
             (values, ) = sample.values()
             assert len(values) == seeds and f'{mean_and_interval(values)} %' in readme
+
+
+def test_boxes():
+    units = read_results(ROOT / 'docs/results/digitdet_gfl_r34_r18.csv').units
+    columns = [{side: sample for side, values in sides.items() for sample in values.values()}
+               for sides in (units['% box mAP50'], units['% box mAP'])]
+    teacher = json.loads((ROOT / 'docs/results/logs/digitdet_gfl_r34.json').read_text().splitlines()[-1])
+    assert rows('Detection') == [
+        *([name, str(len(columns[0][side])), mean_and_interval(columns[0][side]),
+           f'{min(columns[0][side]):.2f} to {max(columns[0][side]):.2f}', mean_and_interval(columns[1][side])]
+          for name, side in (('student alone', 'alone'), ('distilled', 'distilled'))),
+        ['teacher', 'one network', f'{100 * teacher["coco/bbox_mAP_50"]:.2f}', '',
+         f'{100 * teacher["coco/bbox_mAP"]:.2f}']]
+    told = ' and '.join(f'{stats.ttest_rel(*column.values()).pvalue:.0e}' for column in columns)
+    assert f'paired tests have p = {told.replace("e-0", "e-")}' in ' '.join(PAGE.split())
 
 
 def test_label_budget():
