@@ -54,6 +54,9 @@ def _stub_mmcv_ops() -> None:
     mmseg 1.2.2 and mmdet 3.3.0 import ``mmcv.ops`` unconditionally and mmcv-lite has no compiled ``mmcv._ext``. The
     stub has every operator: those of operators.py work, any other raises when it is called. A full mmcv is left as it
     is. Delete with operators.py, when both also guard that import.
+
+    mmdet takes one class from ``mmcv.cnn.bricks.transformer``, which has it only if it was imported after the stub;
+    mmpretrain imports it, too, and may have come first.
     """
     if importlib.util.find_spec('mmcv') is None:
         raise ModuleNotFoundError(
@@ -64,6 +67,11 @@ def _stub_mmcv_ops() -> None:
         # No loader: that is how mmengine finds out that this is no full mmcv.
         stub.__spec__ = ModuleSpec('mmcv._ext', loader=None)
         sys.modules['mmcv._ext'] = stub
+    transformer = sys.modules.get('mmcv.cnn.bricks.transformer')
+    if transformer is not None and not hasattr(transformer, 'MultiScaleDeformableAttention'):
+        from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
+
+        transformer.MultiScaleDeformableAttention = MultiScaleDeformableAttention
 
 
 class _OperatorStub(ModuleType):

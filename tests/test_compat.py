@@ -65,6 +65,14 @@ def test_full_mmcv_is_left_as_it_is(monkeypatch):
     assert sys.modules['mmcv._ext'] is real
 
 
+def test_what_was_imported_without_operators_has_them_afterwards(monkeypatch):
+    transformer = importlib.import_module('mmcv.cnn.bricks.transformer')
+    found = transformer.MultiScaleDeformableAttention
+    monkeypatch.delattr(transformer, 'MultiScaleDeformableAttention')  # as where mmpretrain was imported first
+    compat._stub_mmcv_ops()
+    assert transformer.MultiScaleDeformableAttention is found
+
+
 def test_missing_mmcv_is_told(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ModuleNotFoundError, match='pip install mmcv-lite'):
