@@ -1,8 +1,16 @@
 """Overhaul: feature distillation (Heo et al., ICCV 2019) for models of MMEngine."""
 
 from importlib import import_module
+from importlib.util import find_spec
 
-from overhaul import own_configs
+_missing = [name for name in ('mmengine', 'mmcv', 'mmpretrain') if find_spec(name) is None]
+if _missing:
+    raise ModuleNotFoundError(
+        f'Overhaul stands on mmengine, mmcv and mmpretrain, and {" and ".join(_missing)} cannot be found. '
+        'pip install "overhaul[lite]" brings them, without a compiler, and "overhaul[onedl]" brings forks of them that '
+        'are maintained. Where some of them are installed, take neither, and install by name what is missing.')
+
+from overhaul import own_configs  # noqa: E402
 
 __version__ = '0.1.0'
 

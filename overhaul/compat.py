@@ -10,6 +10,7 @@ import importlib.util
 import io
 import math
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ from overhaul.whole import write_whole
 def apply() -> None:
     """Apply the workarounds that must be in place before mmseg is imported or a file is read. Idempotent."""
     _stub_mmcv_ops()
+    _keep_find_loader()
     if not any(isinstance(finder, _SSDFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _SSDFinder())
     _allow_mmengine_checkpoints()
@@ -58,10 +60,6 @@ def _stub_mmcv_ops() -> None:
     mmdet takes one class from ``mmcv.cnn.bricks.transformer``, which has it only if it was imported after the stub;
     mmpretrain imports it, too, and may have come first.
     """
-    if importlib.util.find_spec('mmcv') is None:
-        raise ModuleNotFoundError(
-            'Overhaul needs mmcv, which is not installed. `pip install mmcv-lite==2.1.0` brings the build that needs '
-            'no compiler; a full mmcv 2.x does as well.')
     if 'mmcv._ext' not in sys.modules and importlib.util.find_spec('mmcv._ext') is None:
         stub = _OperatorStub('mmcv._ext')
         # No loader: that is how mmengine finds out that this is no full mmcv.
@@ -72,6 +70,15 @@ def _stub_mmcv_ops() -> None:
         from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
 
         transformer.MultiScaleDeformableAttention = MultiScaleDeformableAttention
+
+
+def _keep_find_loader() -> None:
+    """Let mmengine and mmcv look for operators on Python 3.14, which has no ``pkgutil.find_loader`` any more.
+
+    Delete when neither mmengine 0.10.7 nor mmcv 2.1.0, which call it, needs to be supported.
+    """
+    if not hasattr(pkgutil, 'find_loader'):
+        pkgutil.find_loader = lambda name: getattr(importlib.util.find_spec(name), 'loader', None)
 
 
 class _OperatorStub(ModuleType):

@@ -32,6 +32,8 @@ _SYMPTOMS = [
      '--compile, float16 and model.at_once=False, which keep more of them. On a GPU, nvidia-smi tells whether another '
      'process takes the room.'),
     (r'Please run "(pip install [^"]+)"', r'The config asks for something whose package is not installed. \1'),
+    (r"No module named 'pkg_resources'",
+     'mmengine reads pkg_resources, which new versions of setuptools have not. pip install "setuptools<81" brings it.'),
     (r"No such file or directory: '(.+?)'",
      r'There is no "\1". If data is meant, put it there, or name its place in the config, most often as data_root.'),
     (r'stack expects each tensor to be equal size, but got (.+)',

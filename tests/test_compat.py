@@ -1,6 +1,7 @@
 import importlib
 import io
 import pickle
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,18 @@ import numpy as np
 import pytest
 import torch
 from mmcv.utils import collect_env
+from mmcv.utils.ext_loader import check_ops_exist
 from mmengine.config import Config
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.model import revert_sync_batchnorm
 from small_models import batch, build_distiller, runner, sgd
 from strangers_files import Call
+from torch import nn
 
+import overhaul
 from overhaul import compat
+
+pytestmark = pytest.mark.quick
 
 compat.apply()
 
@@ -73,10 +80,21 @@ def test_what_was_imported_without_operators_has_them_afterwards(monkeypatch):
     assert transformer.MultiScaleDeformableAttention is found
 
 
-def test_missing_mmcv_is_told(monkeypatch):
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match='pip install mmcv-lite'):
-        compat.apply()
+@pytest.mark.parametrize('name', ['mmengine', 'mmcv', 'mmpretrain'])
+def test_a_stack_that_is_not_whole_is_told(monkeypatch, name):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda asked: None if asked == name else object())
+    with pytest.raises(ModuleNotFoundError, match=f'and {name} cannot be found'):
+        importlib.reload(overhaul)
+
+
+@lite
+def test_a_python_without_find_loader_looks_for_operators(monkeypatch):
+    monkeypatch.delattr(pkgutil, 'find_loader', raising=False)  # as Python 3.14
+    compat._keep_find_loader()
+    assert not check_ops_exist()
+    model = nn.Sequential(nn.SyncBatchNorm(2))
+    assert type(revert_sync_batchnorm(model)[0]) is not nn.SyncBatchNorm  # mmengine's first step
+    assert pkgutil.find_loader('mmcv') is not None and pkgutil.find_loader('no_such_package') is None
 
 
 def test_history_buffer_comes_through():
@@ -152,6 +170,7 @@ def test_methods_of_a_history_buffer_cannot_be_called():
 @pytest.fixture
 def no_gpu(monkeypatch):
     calls = []
+    MMLogger.get_current_instance()  # asks for its rank when it is made
     monkeypatch.setenv('RANK', '0')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: bool(calls))

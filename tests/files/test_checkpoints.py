@@ -14,6 +14,8 @@ from torch import nn
 from overhaul.files import checkpoints
 from overhaul.files.checkpoints import read_checkpoint
 
+pytestmark = pytest.mark.quick
+
 
 def save(tmp_path, content, name='checkpoint.pth', **kwargs):
     path = tmp_path / name

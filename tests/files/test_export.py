@@ -144,6 +144,7 @@ def test_the_student_alone_is_exported_likewise(trained, tmp_path):
         'default_scope', 'model', 'test_cfg', 'test_dataloader', 'test_evaluator', 'test_pipeline'}
 
 
+@pytest.mark.quick
 def test_the_graph_answers_as_the_model_for_other_batches_and_sizes(trained, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     task, student, folder = trained

@@ -7,6 +7,8 @@ from torch import nn
 
 from overhaul import ConvBNConnector
 
+pytestmark = pytest.mark.quick
+
 
 def test_connector_is_a_convolution_without_bias_and_a_batch_norm():
     connector = ConvBNConnector(student_channels=3, teacher_channels=5)

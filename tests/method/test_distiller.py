@@ -28,6 +28,8 @@ from torch import nn
 
 from overhaul.registry import MODELS
 
+pytestmark = pytest.mark.quick
+
 ALPHA = 1e-3
 SEGMENTATION_TAPS = [
     dict(teacher='backbone.layer2.1.relu:input', student='backbone.layer2.1.relu:input'),

@@ -5,6 +5,8 @@ import torch
 
 from overhaul import L2Loss, PartialL2Loss, partial_l2
 
+pytestmark = pytest.mark.quick
+
 # Student, teacher, squared difference that counts, its derivative in the student.
 CASES = {
     'above a positive teacher': (2.0, 1.0, 1.0, 2.0),

@@ -8,6 +8,8 @@ from torch import nn
 
 from overhaul.method.margins import MarginReLU, NegativeMean, margin_from_batch_norm
 
+pytestmark = pytest.mark.quick
+
 CASES = load_golden('margin_cases')
 DEFINED = [case for case in CASES if case['margin_float64'] is not None]
 UNDEFINED = [case for case in CASES if case['margin_float64'] is None]

@@ -11,6 +11,8 @@ from torch import nn
 
 from overhaul.method.taps import Taps
 
+pytestmark = pytest.mark.quick
+
 
 class Plain(nn.Module):
     """Modules in a row, behind the signature of an mmengine model."""
