@@ -141,6 +141,7 @@ SMALLER = {
     'mmpretrain.RandomResizedCrop': dict(scale=64),
     'mmpretrain.ResizeEdge': dict(scale=72),
     'mmpretrain.CenterCrop': dict(crop_size=64),
+    'overhaul.DigitScenes': dict(length=16),
     'mmseg.RandomCrop': dict(crop_size=(65, 65)),
     'mmseg.Resize': dict(scale=(65, 1000)),
     'Pad': dict(size=(65, 65)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import tempfile
 from collections.abc import Sequence
@@ -99,6 +100,9 @@ def train(arguments: argparse.Namespace) -> None:
         compat.prepare_launcher(cfg)
         if not is_cuda_available():
             malloc.keep_freed()
+        # mmengine looks for garbage with each dataset: not again among all that is imported.
+        gc.collect()
+        gc.freeze()
         with tempfile.TemporaryDirectory() as scratch:
             if arguments.dry_run:
                 cfg.work_dir = scratch

@@ -27,11 +27,11 @@ def test_the_two_splits_are_all_of_scikit_learn_and_share_no_image():
 
 
 def test_every_fourth_image_of_a_class_is_a_test_image():
-    digits = load_digits()
+    digits, items = load_digits(), list(Digits('test'))
     for label in range(10):
         expected = [
             image for position, image in enumerate(digits.images[digits.target == label]) if position % 4 == 0]
-        found = [item['img'][..., 0] / 255 * 16 for item in Digits('test') if item['gt_label'] == label]
+        found = [item['img'][..., 0] / 255 * 16 for item in items if item['gt_label'] == label]
         # 16 grey levels spread over 256: rounding moves a pixel by at most half of 16 / 255.
         np.testing.assert_allclose(found, expected, atol=8 / 255 + 1e-12)
 
