@@ -58,7 +58,6 @@ def test_training_killed_while_it_writes_a_checkpoint_ends_as_one_that_was_not(t
     assert same_end(finish(training, tmp_path / 'undisturbed', resume=False), end)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(('epoch', 'workers'), [(1, 2), (2, 0), (3, 1), (4, 2)], ids=[
     'in the first phase', 'between phases, without workers', 'in the second phase, with fewer workers', 'at the end'])
 def test_epochs_resume_exactly_whoever_loads_the_data(whole, tmp_path, epoch, workers):

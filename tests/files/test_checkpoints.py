@@ -2,6 +2,7 @@ import argparse
 import http.server
 import io
 import os
+import re
 import threading
 from functools import partial
 
@@ -215,7 +216,8 @@ def test_other_zoo_names(downloads):
     read_checkpoint('mmcls://vgg11')
     read_checkpoint('open-mmlab://resnet50_v1c')
     assert downloads[0] == (torchvision.models.ResNet50_Weights.IMAGENET1K_V2.url, '11ad3fa6')
-    assert all(url.startswith('https://download.openmmlab.com/') and prefix is None for url, prefix in downloads[1:])
+    zoos = r'https://(download\.openmmlab\.com|mmassets\.onedl\.ai)/'  # mmengine's, and that of its fork
+    assert all(re.match(zoos, url) and prefix is None for url, prefix in downloads[1:])
     assert 'vgg11' in downloads[1][0] and 'resnet50_v1c' in downloads[2][0]
     with pytest.raises(ValueError, match=r'torchvision has no weights called "resnet512"\. Nearest: resnet152'):
         read_checkpoint('torchvision://resnet512')
