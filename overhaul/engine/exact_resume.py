@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice, repeat
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -59,16 +59,34 @@ class _ExactResumeHook(Hook):
             runner, dict(self._loader_cfg, dataset=loop.dataloader.dataset),
             first=0 if by_iteration and not endless else runner.iter, skip=runner.iter if endless else 0)
         if by_iteration:
-            loop.dataloader_iterator = _InfiniteDataloaderIterator(loop.dataloader)
-        if endless:
-            # The loop is about to throw away as many batches as there were before.
-            loop.dataloader_iterator = chain(repeat(None, runner.iter), loop.dataloader_iterator)
+            loop.dataloader_iterator = (
+                _FromHere(loop.dataloader, runner.iter) if endless else _InfiniteDataloaderIterator(loop.dataloader))
         if _validation_due(runner):
             runner.val_loop.run()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         """Set what the forward pass draws from, as dropout does."""
         torch.manual_seed(_seed(runner.seed, dist.get_rank(), runner.iter))
+
+
+class _FromHere(_InfiniteDataloaderIterator):
+    """The batches of a loader that goes on where the training stopped, for a loop that is about to leave ``done`` out.
+
+    mmengine 0.10.7 takes so many and throws them away, onedl-mmengine calls ``skip_iter``.
+    """
+
+    def __init__(self, loader: DataLoader, done: int) -> None:
+        self._to_throw_away = 0 if hasattr(_InfiniteDataloaderIterator, 'skip_iter') else done
+        super().__init__(loader)
+
+    def __next__(self) -> object:
+        if self._to_throw_away:
+            self._to_throw_away -= 1
+            return None
+        return super().__next__()
+
+    def skip_iter(self, done: int) -> None:
+        """Leave nothing out: the loader has done so."""
 
 
 def _validation_due(runner: Runner) -> bool:

@@ -12,7 +12,9 @@ import pytest
 from kills import ROOT, digits, finish, killed, same_end
 from mmengine.hooks import CheckpointHook
 from small_models import batch, build_distiller, runner, sgd
+from torch.utils.data import DataLoader
 
+from overhaul.engine import exact_resume
 from overhaul.files.checkpoints import latest_checkpoint, read_checkpoint
 
 # Epochs, workers that stay, dropout-like randomness in the forward pass, what is set from data, and the phases of the
@@ -74,6 +76,22 @@ def test_epochs_resume_exactly_whoever_loads_the_data(whole, tmp_path, epoch, wo
     # Also the one that was due when the checkpoint was saved.
     assert validations(tmp_path / 'work') == {
         step: accuracy for step, accuracy in validations(whole).items() if step >= 4 * epoch}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('skips', [False, True], ids=['mmengine', 'onedl-mmengine'])
+def test_a_loop_that_leaves_out_what_was_trained_on_begins_with_the_next_batch(monkeypatch, skips):
+    base = exact_resume._InfiniteDataloaderIterator
+    if skips:
+        monkeypatch.setattr(base, 'skip_iter', lambda self, count: None, raising=False)
+    else:
+        monkeypatch.delattr(base, 'skip_iter', raising=False)
+    batches = exact_resume._FromHere(DataLoader([5, 6, 7], batch_size=None), 2)
+    if skips:
+        batches.skip_iter(2)
+    else:
+        next(batches), next(batches)
+    assert [next(batches) for _ in range(3)] == [5, 6, 7]
 
 
 def test_images_of_different_epochs_and_places_are_augmented_differently(whole):
