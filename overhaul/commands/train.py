@@ -70,19 +70,21 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
     asked_for = {'bfloat16': arguments.amp, 'channels_last': arguments.channels_last, 'compile': arguments.compile}
     modes.turn_on(cfg, [mode for mode, wanted in asked_for.items() if wanted])
     cfg.work_dir = arguments.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
+    if arguments.resume == '':
+        raise ValueError('--resume names an empty path. Name a checkpoint, or leave the path out to take the latest.')
     resume = arguments.resume or (cfg.get('resume') and (cfg.get('load_from') or 'auto'))
     found = latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
     cfg.resume = bool(found)
-    cfg.load_from = resumed_file(found) if found else cfg.get('load_from') or start
+    cfg.load_from = resumed_file(found) if found else start if cfg.get('load_from') is None else cfg.load_from
     return cfg
 
 
 def check_start(runner: Runner, cfg: Config) -> None:
     """Read the checkpoint that the training goes on from, or starts from, and refuse it where it is of no use."""
     source = cfg.get('load_from')
-    if source and cfg.get('resume'):
+    if source is not None and cfg.get('resume'):
         check_resumable(bare_model(runner), source)
-    elif source:
+    elif source is not None:
         starting_weights.prepare(runner)
 
 

@@ -6,6 +6,7 @@ mmengine guesses from parts of a metric's name whether less or more is better. I
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -14,13 +15,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook, Hook, ParamSchedulerHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook, ParamSchedulerHook
 from mmengine.optim.scheduler.param_scheduler import ReduceOnPlateauParamScheduler
+from mmengine.registry import Registry
 from mmengine.runner import Runner
 
 from overhaul.engine.runner import bare_model
 from overhaul.files.parts import build_plain
-from overhaul.registry import dicts_in, nearest, type_name
+from overhaul.registry import HOOKS, PARAM_SCHEDULERS, dicts_in, nearest, type_name
 from overhaul.tasks import Task, task_of
 from overhaul.tasks.results import Judge, first_number, less_is_better
 
@@ -136,17 +138,33 @@ def _described(name: str, rule: str) -> str:
 
 def _followers(cfg: Config) -> Iterator[tuple[dict, str]]:
     """Yield the parts of ``cfg`` that follow metrics, and the key under which they name them."""
-    for part in dicts_in([cfg.get(place) for place in ('default_hooks', 'custom_hooks', 'param_scheduler')]):
-        name = type_name(part) or ''
-        if 'ReduceOnPlateau' in name:
-            part.setdefault('monitor', 'loss')  # as mmengine does
-        follows = 'save_best' if part.get('save_best') else 'monitor'
-        if part.get(follows) and (follows == 'save_best' or re.search('EarlyStopping|ReduceOnPlateau', name)):
-            yield part, follows
+    for registry, places, kind in (
+            (HOOKS, ('default_hooks', 'custom_hooks'), EarlyStoppingHook),
+            (PARAM_SCHEDULERS, ('param_scheduler', ), ReduceOnPlateauParamScheduler)):
+        for part in dicts_in([cfg.get(place) for place in places]):
+            if part.get('save_best'):
+                yield part, 'save_best'
+            elif _is_of(kind, part, registry, cfg.get('default_scope')):
+                if registry is PARAM_SCHEDULERS:
+                    part.setdefault('monitor', 'loss')  # as mmengine does
+                if part.get('monitor'):
+                    yield part, 'monitor'
+
+
+def _is_of(kind: type, part: dict, registry: Registry, scope: str | None) -> bool:
+    name = type_name(part)
+    with registry.switch_scope_and_registry(scope) as known:
+        found = known.get(name) if name else None
+    return inspect.isclass(found) and issubclass(found, kind)
 
 
 def _listed(asked: str | list[str]) -> list[str]:
-    return [asked] if isinstance(asked, str) else asked
+    names = [asked] if isinstance(asked, str) else asked
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"A metric to follow is its name, or for save_best a list of names, not {asked!r}: save_best='auto' takes "
+            'the first that the validation gives.')
+    return names
 
 
 def _names(asked: str | list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from overhaul.registry import TASKS
 
 # The last word of a metric's name tells if it is one of these. That of accuracy_drop is none.
 _LESS = {
-    'loss', 'error', 'err', 'mae', 'mse', 'rmse', 'mape', 'rmsle', 'silog', 'log10', 'epe', 'nme', 'mpjpe',
+    'loss', 'error', 'err', 'mae', 'mse', 'rmse', 'mape', 'rmsle', 'silog', 'epe', 'nme', 'mpjpe',
     'fid', 'nll', 'ece', 'perplexity', 'ppl', 'wer', 'cer'}
 _GREATER = {
     'acc', 'accuracy', 'top', 'top1', 'top5', 'aacc', 'macc', 'ap', 'map', 'ar', 'auc', 'auroc', 'recall', 'mrecall',
@@ -23,8 +23,10 @@ _GREATER = {
 _PARTS = {'score', 'seg', 'val', 'test', 'train', 's', 'm', 'l', 'mean', 'macro', 'micro', 'avg', 'classwise', 'iter'}
 # With one of these words in the name, the last word does not tell.
 _TURNS = {'neg', 'negative', 'minus', 'inverse', 'non', 'no', 'at', 'to', 'rank', 'fpr', 'fnr', 'without'}
-# Metrics of depth whose names are no words: shares of pixels, and relative errors.
-_OF_DEPTH = {'d1': False, 'd2': False, 'd3': False, 'abs_rel': True, 'sq_rel': True}
+# Metrics of depth whose names are no words: relative errors.
+_OF_DEPTH = {'abs_rel': True, 'sq_rel': True}
+# And those that mean something else behind another word, as the d1 of stereo images: shares of pixels, and an error.
+_ALONE = {'d1': False, 'd2': False, 'd3': False, 'log10': True}
 
 
 class Quote(NamedTuple):
@@ -162,6 +164,8 @@ def less_is_better(metric: str, task: Quotes | None = None) -> bool | None:
     words = re.findall(r'[a-z]+\d*', metric.lower())
     while words and words[-1].rstrip('0123456789') in _PARTS:
         words.pop()
+    if words and words[-1] in _ALONE:
+        return _ALONE[words[-1]] if {*words[:-1]} <= _PARTS else None
     if not words or metric.startswith('1') or _TURNS & {*words}:
         return None
     last = {words[-1], words[-1].rstrip('0123456789')}  # of AP50, or Bleu4

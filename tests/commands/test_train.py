@@ -30,6 +30,19 @@ def test_what_it_starts_from(words, options, expected, tmp_path):
     assert start(tmp_path, *words, options=options) == expected
 
 
+@pytest.mark.parametrize(('words', 'error'), [
+    (['--resume', ''], '--resume names an empty path'),
+    (['--cfg-options', 'load_from='], "load_from is a file, a URL or None, not ''"),
+    (['--cfg-options', 'load_from=0'], 'load_from is a file, a URL or None, not 0'),
+    (['--student-only', '--cfg-options', 'model.student_checkpoint='], "not ''")])
+def test_an_empty_start_is_none(words, error, tmp_path):
+    *words, last = words
+    with pytest.raises(SystemExit, match=error):
+        main([str(CONFIG), '--work-dir', str(tmp_path), *words, last, *(
+            ['--cfg-options'] if last == '' else []), f'experiment_name={tmp_path}'])
+    assert not list(tmp_path.rglob('*.pth'))
+
+
 def test_the_student_alone_is_of_the_task_that_the_distillation_names(tmp_path):
     command_line = [str(CONFIG), '--student-only', '--cfg-options', 'model.task=any']
     cfg = prepare_config(parse_arguments(command_line))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import Evaluator
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook
+from mmengine.registry import HOOKS
 from small_models import Lines, batch, build_distiller, build_model, loader, runner, sgd, wide_resnet
 
 from overhaul.engine import followed
@@ -52,6 +53,20 @@ def test_the_rule_is_what_the_config_says_or_the_name_tells(keys, rules):
     dict(param_scheduler=dict(backbone=[dict(type='ConstantLR'), dict(type='ReduceOnPlateauLR', monitor='MAPE')]))])
 def test_all_that_follows_a_metric_is_told(part):
     assert told(Config(part)) == {'MAPE': 'less'}
+
+
+def test_a_hook_that_is_derived_from_one_that_follows_is_told(monkeypatch):
+    class PatientHook(EarlyStoppingHook):
+        pass
+
+    monkeypatch.setitem(HOOKS.module_dict, 'PatientHook', PatientHook)
+    assert told(Config(dict(custom_hooks=[dict(type='PatientHook', monitor='MAPE')]))) == {'MAPE': 'less'}
+
+
+@pytest.mark.parametrize('asked', [True, 3, ['mIoU', None]])
+def test_what_is_no_name_is_refused(asked):
+    with pytest.raises(ValueError, match='A metric to follow is its name, or for save_best a list of names, not'):
+        told(saving(save_best=asked))
 
 
 def test_a_schedule_that_follows_an_accuracy_waits_for_more_of_it():

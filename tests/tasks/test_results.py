@@ -26,14 +26,14 @@ def test_the_headline_is_what_the_task_quotes(metrics, line):
 @pytest.mark.parametrize(('metric', 'less'), [
     *((name, True) for name in (
         'MAPE', 'top1_error', 'mae', 'rmse', 'val_loss', 'accuracy_error', 'abs_rel', 'val/abs_rel', 'EPE', 'bbox/MAPE',
-        'mIoU_loss')),
+        'mIoU_loss', 'log10', 'kitti/abs_rel')),
     *((name, False) for name in (
         'AP50', 'Bleu_4', 'AR@100', 'accuracy/top1', 'acc/mean1', 'single-label/f1-score', 'mIoU', 'coco/bbox_mAP_50',
         'coco/bbox_mAP_s', 'Recall@1', 'd1', 'val/d1', 'PCK')),
     *((name, None) for name in (
         'stillness', 'acceleration', 'stop_distance', 'D1-all', 'loss_iou', 'recall_error_2', 'accuracy_drop',
         'accuracy/std', '1-accuracy', 'top1_inaccuracy', 'fpr_at_recall_95', 'time_to_accuracy', 'mean_rank_top1',
-        'neg_mean_squared_error'))])
+        'neg_mean_squared_error', 'kitti/d1', 'bad_d3', 'snr_log10', 'likelihood_log10'))])
 def test_the_name_of_a_metric_tells_what_is_better_or_nothing_does(metric, less):
     assert less_is_better(metric) is less
 
