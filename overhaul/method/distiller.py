@@ -155,9 +155,9 @@ class OverhaulDistiller(BaseModel):
         if taps == 'auto':
             taps = auto_taps(self.teacher, self.student, input_size, match_sizes, tap_neck)
         self._place_taps(taps, input_size)
-        self._check_teacher(missing, input_size)
         self.connectors = self._build_connectors(connector or {})
         self.margins = self._build_margins(margin or {}, [tap.get('margin_norm') for tap in taps])
+        self._check_teacher(missing, input_size)
         strength = {} if alpha is None else {'loss_weight': alpha}
         self.distill_loss = build(
             {'type': 'PartialL2Loss', **(distill_loss or {}), **strength}, 'distill_loss', scope='overhaul')
@@ -214,7 +214,10 @@ class OverhaulDistiller(BaseModel):
             for tap, path in zip(self.teacher_taps, norm_paths))
 
     def _check_teacher(self, missing: Sequence[str], input_size: tuple[int, int]) -> None:
-        """Refuse a teacher whose file lacks what its taps depend on: NaN in place of it comes through to them."""
+        """Refuse a teacher whose file lacks what its taps or their margins depend on.
+
+        NaN in place of what a tap depends on comes through to it.
+        """
         state = self.teacher.state_dict()
         kept = {name: state[name].clone() for name in missing if state[name].is_floating_point()}
         if not kept:
@@ -229,6 +232,10 @@ class OverhaulDistiller(BaseModel):
         lost = [tap.path for tap, feature in zip(self.teacher_taps, features) if not feature.isfinite().all()]
         if lost:
             raise lacking(missing, f'the tap {examples(lost)}')
+        random = [tap.path for tap in self.teacher_taps
+                  if not {f'{tap.norm_path}.weight', f'{tap.norm_path}.bias'}.isdisjoint(missing)]
+        if random:
+            raise lacking(missing, f'the margin of the tap {examples(random)}')
 
     def _check_sizes(self, input_size: tuple[int, int]) -> None:
         for teacher_tap, student_tap in zip(self.teacher_taps, self.student_taps):

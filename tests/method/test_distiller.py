@@ -600,6 +600,18 @@ def test_margins_come_from_the_loaded_teacher(teacher_file, tmp_path):
     assert not torch.equal(found.margins[0].margin, named.margins[0].margin)
 
 
+@pytest.mark.parametrize('part', ['weight', 'bias'])
+def test_a_margin_comes_from_no_batch_norm_that_the_file_lacks(teacher_file, tmp_path, part):
+    state = torch.load(teacher_file)['state_dict']
+    del state[f'backbone.bn1.{part}']
+    file = tmp_path / 'part.pth'
+    torch.save(state, file)
+    paths = dict(teacher='backbone.block3.0.bn2', student='backbone.block3.0.bn2')
+    with pytest.raises(ValueError, match=rf'backbone\.bn1\.{part}.*the margin of the tap backbone\.block3\.0\.bn2 dep'):
+        build_distiller(teacher_checkpoint=str(file), taps=[dict(paths, margin_norm='backbone.bn1')])
+    build_distiller(teacher_checkpoint=str(file), taps=[dict(paths, margin_norm='backbone.block3.0.bn2')])
+
+
 def test_no_teacher_checkpoint_warns():
     with pytest.warns(UserWarning, match='The teacher has no teacher_checkpoint'):
         MODELS.build(distiller_config())
