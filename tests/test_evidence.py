@@ -34,7 +34,7 @@ def mean_and_interval(sample):
 
 def command(name):
     """The words of the command whose CSV has that name."""
-    (block, ) = [block for block in re.findall(r'```bash\n(.*?)```', PAGE, re.S) if f'results/{name}.csv' in block]
+    (block, ) = [block for block in re.findall(r'```bash\n(.*?)```', PAGE, re.S) if f'--csv docs/results/{name}.csv' in block]
     return shlex.split(block.replace('\\\n', ' ').splitlines()[0])
 
 
