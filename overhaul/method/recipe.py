@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, Registry, build_from_cfg
 from torch import nn
 
-from overhaul.registry import type_name
+from overhaul.registry import nearest, type_name
 
 
 def follow(kind: type[nn.Module]) -> None:
@@ -70,13 +70,21 @@ def _as_keys_of_student(paramwise: Mapping[str, object], distiller: nn.Module) -
 
     Raises:
         ValueError: If no key can say that, since what it would get depends on more than ``custom_keys``. If these are
-            no dicts by name.
+            no dicts by name. If one begins as a part of the distiller does and is in the name of no parameter.
     """
     keys = paramwise['custom_keys']
     if not isinstance(keys, Mapping) or not all(isinstance(options, Mapping) for options in keys.values()):
         raise ValueError(
             f'paramwise_cfg.custom_keys is {keys!r}. Give a dict by the name of each part, as in '
             "custom_keys={'backbone': dict(lr_mult=0.1)}.")
+    of_all = [name for model in (distiller, as_student(distiller)) for name, _ in model.named_parameters()]
+    parts = {name for name, _ in distiller.named_children()}
+    for key in keys:
+        if key.partition('.')[0] in parts and not any(key in name for name in of_all):
+            paths = (name.rsplit('.', count)[0] for name in of_all for count in range(name.count('.') + 1))
+            raise ValueError(
+                f'paramwise_cfg.custom_keys has "{key}", which is in the name of no parameter. Nearest: '
+                f'{nearest(key, paths)}.')
     names = [name for name, _ in distiller.student.named_parameters()]
     of_distiller = [
         key for key in keys if f'{key}.'.startswith('student.') and not any(key in name for name in names)]

@@ -193,6 +193,14 @@ def test_keys_that_are_no_dicts_by_name_are_refused(keys, models):
         options(models('wrn')[1], paramwise_cfg=dict(custom_keys=keys))
 
 
+@pytest.mark.parametrize('key, near', [
+    ('student.backbone.blok1', 'student.backbone.block1'), ('student.hed', 'student.head'),
+    ('connectors.7', 'connectors.0'), ('margins', '')])
+def test_a_key_that_begins_as_a_part_of_the_distiller_and_means_no_parameter_is_refused(models, key, near):
+    with pytest.raises(ValueError, match=rf'"{key}", which is in the name of no parameter\. Nearest: .*{near}'):
+        options(models('wrn')[1], paramwise_cfg=dict(custom_keys={key: dict(lr_mult=3)}))
+
+
 def test_a_name_of_the_student_reaches_no_parameter_whose_name_holds_it(models):
     _, distiller = models('wrn')
     distiller = copy.deepcopy(distiller)
