@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -119,6 +119,12 @@ class Fit:
     def in_backbone(self, name: str) -> bool:
         """Return whether ``name`` is of what comes before the head."""
         return self.task.is_of_trunk(name, self.added)
+
+    def leave_what_is_half_there(self, learnt: Collection[str]) -> None:
+        """Take nothing of a layer of which one of the ``learnt`` tensors is missing: half of it means nothing."""
+        half = {name.rpartition('.')[0] for name in self.missing if name in learnt and not _UNUSED.match(name)}
+        self.taken = {name: value for name, value in self.taken.items() if name.rpartition('.')[0] not in half}
+        self.missing = [name for name in self.model if name not in self.taken and not _counts(self.model[name])]
 
     def is_in(self, other: Fit) -> bool:
         """Return whether ``other`` gives the model all that this does."""

@@ -184,7 +184,7 @@ class WeightsFile:
         _log(', '.join([f'Loaded {len(fit.taken)} tensors of {file} into the {what}', *how]) + '.')
         if fit.missing:
             _log(f'{len(fit.missing)} of {len(fit.missing) + fit.size} tensors of the {what} are not in {file}, or of '
-                 f'another shape, and stay as initialised: {examples(fit.missing)}.'
+                 f'another shape, or of one layer with such a tensor, and stay as initialised: {examples(fit.missing)}.'
                  f'{" No prediction depends on them." * fit.has_all}', logging.WARNING)
         left_out = fit.left_out + fit.unexpected + fit.mismatched
         if left_out:
@@ -275,7 +275,8 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
     These are those of student and connectors that a distillation of the same kind has saved, or those of the student of
     ``model`` if it is a distiller, or those of the model. All that comes before the head must be there. Three kinds of
     tensors may differ, and a warning names those that stay as they were initialised: the head; the convolution that
-    takes the image, for other channels; the norm of an output of the backbone that the file does not give.
+    takes the image, for other channels; the norm of an output of the backbone that the file does not give. A layer of
+    which one of these is a part stays as a whole.
 
     Args:
         model: A distiller, or any model of mmengine.
@@ -300,6 +301,8 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
         fits_teacher = distills and file.fits_whole(model.teacher)
         raise file.refusal(student, fit, 'It fits the teacher: name it as teacher_checkpoint.' if fits_teacher else
                            f'{_ANOTHER} {file.in_part(fit)}'.rstrip(), fit.astray)
+    fit.leave_what_is_half_there({
+        name for name, value in student.state_dict(keep_vars=True).items() if isinstance(value, nn.Parameter)})
     file.check_values(fit)
     file.tell(student, fit, part)
     return {beginning + name: value for name, value in fit.taken.items()}

@@ -759,6 +759,24 @@ def test_what_a_training_can_start_from(tmp_path, lines, state):
     assert len(starting_weights(MODELS.build(small()), save(tmp_path, first))) == len(state) - 1
 
 
+@pytest.mark.parametrize('change', [
+    {'weight': torch.zeros(5, 16)}, {'weight_orig': torch.zeros(5, 32), 'weight_mask': torch.zeros(5, 32)}, {}])
+def test_no_layer_starts_from_half_of_it(tmp_path, lines, state, change):
+    content = {name: value for name, value in state.items() if name != 'head.fc.weight'}
+    content |= {f'head.fc.{name}': value for name, value in change.items()}
+    given = starting_weights(MODELS.build(small()), save(tmp_path, content))
+    assert given.keys() == {name for name in state if name.startswith('backbone.')}
+    assert any(line.startswith('2 of ') and line.endswith('stay as initialised: head.fc.weight, head.fc.bias.')
+               for line in lines)
+
+
+def test_a_norm_in_a_head_may_start_without_its_statistics(tmp_path, state):
+    model = MODELS.build(small())
+    model.head.norm = torch.nn.BatchNorm1d(32)
+    content = {name: value for name, value in model.state_dict().items() if 'head.norm.running' not in name}
+    assert starting_weights(model, save(tmp_path, content)).keys() == content.keys()
+
+
 def without(*parts):
     return lambda state: {name: value for name, value in state.items() if not name.startswith(parts)}
 
