@@ -8,7 +8,8 @@ if _missing:
     raise ModuleNotFoundError(
         f'Overhaul stands on mmengine, mmcv and mmpretrain, and {" and ".join(_missing)} cannot be found. '
         'pip install "overhaul[lite]" brings them, without a compiler, and "overhaul[onedl]" brings forks of them that '
-        'are maintained. Where some of them are installed, take neither, and install by name what is missing.')
+        'are maintained. Where some of them are installed already, use neither of the two: install only what is '
+        'missing, by its own name.')
 
 from overhaul import own_configs  # noqa: E402
 

@@ -102,7 +102,7 @@ def train(arguments: argparse.Namespace) -> None:
         compat.prepare_launcher(cfg)
         if not is_cuda_available():
             malloc.keep_freed()
-        # mmengine looks for garbage with each dataset: not again among all that is imported.
+        # mmengine looks for garbage with each dataset. What is imported is none, and need not be looked through again.
         gc.collect()
         gc.freeze()
         with tempfile.TemporaryDirectory() as scratch:

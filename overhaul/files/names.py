@@ -93,13 +93,13 @@ class Fit:
 
     @property
     def astray(self) -> list[str]:
-        """What comes before the head and is only in the file, only in the model, or of another shape."""
+        """What comes before neck and head and is only in the file, only in the model, or of another shape."""
         return [name for name in (*self.missing, *self.unexpected)
                 if self.in_backbone(name) and not _UNUSED.match(name) and not _OUTPUT_NORM.match(name)]
 
     @property
     def has_backbone(self) -> bool:
-        """Whether the file fills all that comes before the head, and holds no more of it.
+        """Whether the file fills all that comes before neck and head, and holds no more of it.
 
         The convolution that takes the image may be for other channels.
         """
@@ -117,7 +117,7 @@ class Fit:
         return (True, self.size) if self.has_backbone else (False, self.size + len(self.mismatched))
 
     def in_backbone(self, name: str) -> bool:
-        """Return whether ``name`` is of what comes before the head."""
+        """Return whether ``name`` is of what comes before neck and head."""
         return self.task.is_of_trunk(name, self.added)
 
     def leave_what_is_half_there(self, learnt: Collection[str]) -> None:

@@ -38,7 +38,7 @@ def plain_model(cfg: Config) -> dict:
 
 
 def build_plain(cfg: Config) -> nn.Module:
-    """Build that model with random weights, of the task that ``cfg`` names."""
+    """Build the model of :func:`plain_model` with random weights, of the task that ``cfg`` names."""
     part = plain_model(cfg)
     without_downloads(part)
     model = build(part, 'student')

@@ -273,7 +273,7 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
     """Return the weights in ``source`` from which a training of ``model`` can start, by the names that it has for them.
 
     These are those of student and connectors that a distillation of the same kind has saved, or those of the student of
-    ``model`` if it is a distiller, or those of the model. All that comes before the head must be there. Three kinds of
+    ``model`` if it is a distiller, or those of the model. All of the backbone must be there. Three kinds of
     tensors may differ, and a warning names those that stay as they were initialised: the head; the convolution that
     takes the image, for other channels; the norm of an output of the backbone that the file does not give. A layer of
     which one of these is a part stays as a whole.

@@ -107,7 +107,7 @@ class Task:
             'and its data_preprocessor no mean for each channel. Give that one a mean and a std.')
 
     def is_of_trunk(self, name: str, network: str = '') -> bool:
-        """Whether a tensor is of what comes before the head, by its name in the model.
+        """Whether a tensor is of what comes before neck and head, by its name in the model.
 
         Args:
             name: As ``'backbone.conv1.weight'``.
