@@ -366,6 +366,17 @@ class OverhaulDistiller(BaseModel):
         if checksum(self.teacher) != before:
             raise RuntimeError('The initialisation of the student changed the teacher: they share parameters.')
 
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments: object) -> None:
+        # mmengine loads what happens to have the same name, which of a student's own file is nothing, and goes on.
+        given = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
+        if given and not any(name.startswith('student.') for name in given) and self.state_dict().keys().isdisjoint(
+                given):
+            raise ValueError(
+                f'These weights are not those of a distillation, none of whose names they have ({examples(given)}). '
+                'Name the file of a student as student_checkpoint of the model, which finds out what is what, as '
+                'load_from does in "overhaul train".')
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def _apply(self, fn: object, recurse: bool = True) -> OverhaulDistiller:
         # Device and dtype of the teacher follow, though it is no submodule.
         super()._apply(fn, recurse)

@@ -41,7 +41,7 @@ def distiller(teacher_file, **changes):
         alpha=1e-3, input_size=(32, 32)), **changes))
 
 
-def train(folder, model, rate=0., **changes):
+def train(folder, model, rate=0., prepare=starting_weights.prepare, **changes):
     samples = [dict(inputs=torch.randn(3, 32, 32), data_samples=DataSample().set_gt_label(i)) for i in range(4)]
     runner = Runner(
         model=model, work_dir=str(folder / 'run'), train_cfg=dict(by_epoch=True, max_epochs=1),
@@ -50,7 +50,7 @@ def train(folder, model, rate=0., **changes):
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=rate)), default_scope='mmpretrain',
         experiment_name=f'starting_weights_{next(numbers)}', **changes)
     if runner._load_from and not runner._resume:
-        starting_weights.prepare(runner)
+        prepare(runner)
     runner.train()
     return runner
 
@@ -89,6 +89,24 @@ def test_a_distillation_starts_another_one_and_its_student_alone(tmp_path, teach
     other_taps = train(tmp_path, distiller(teacher_file, taps=TAPS[:1]), load_from=file).model
     assert same_parameters(other_taps.student, source.student)
     assert same_parameters(train(tmp_path, MODELS.build(STUDENT), load_from=file).model, source.student)
+
+
+def test_mmengine_alone_starts_a_distillation_from_one_and_not_from_a_students_file(tmp_path, teacher_file):
+    source = distiller(teacher_file)
+    source.init_weights()
+    alone, whole = save(tmp_path, source.student, name='alone.pth'), save(tmp_path, source, name='whole.pth')
+    average = torch.optim.swa_utils.AveragedModel(source)
+    for load in (
+            lambda: train(tmp_path, distiller(teacher_file), prepare=lambda runner: None, load_from=alone),
+            lambda: source.load_state_dict(source.student.state_dict()),
+            lambda: average.load_state_dict({f'module.{n}': v for n, v in source.student.state_dict().items()})):
+        with pytest.raises(ValueError, match=r'none of whose names .*backbone\.conv1\.weight.* student_checkpoint'):
+            load()
+    started = train(tmp_path, distiller(teacher_file), prepare=lambda runner: None, load_from=whole,
+                    custom_hooks=[dict(type='EMAHook')]).model
+    assert same_parameters(started, source)
+    average.load_state_dict(torch.optim.swa_utils.AveragedModel(started).state_dict())
+    source.load_state_dict({}, strict=False)
 
 
 def test_a_key_and_a_prefix_are_heard(tmp_path):
