@@ -36,7 +36,7 @@ def installed(tmp_path_factory):
     """The wheel as pip builds it, unpacked as pip does."""
     pytest.importorskip('wheel')
     source, target = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('site-packages')
-    for name in ('setup.py', 'pyproject.toml', 'README.md', 'model-index.yml'):
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'model-index.yml', 'CITATION.cff', 'SECURITY.md'):
         shutil.copy(ROOT / name, source)
     for name in ('overhaul', 'configs', 'tools'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))

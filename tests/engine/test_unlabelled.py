@@ -60,14 +60,17 @@ def test_other_images_change_it(whole, tmp_path):
 
 
 def test_the_student_alone_trains_as_if_they_were_not_there(tmp_path):
-    def alone(config, name):
+    def alone(config, name, *options):
         run_in_process(tmp_path / name, 'train.py', config, '--student-only', '--work-dir', 'work', options=[
-            option for option in SHORT if 'unlabelled' not in option])
+            *(option for option in SHORT if 'unlabelled' not in option), *options])
         return end(tmp_path / name)
 
     for name in ('beside', 'plain'):
         (tmp_path / name).mkdir()
-    assert same_end(alone(BESIDE, 'beside'), alone(CONFIG, 'plain'))
+    loss = 'model.student.head.loss'
+    assert same_end(alone(BESIDE, 'beside'), alone(
+        CONFIG, 'plain', 'auto_scale_lr.base_batch_size=20', f'{loss}.type=LabelSmoothLoss',
+        f'{loss}.label_smooth_val=0.2'))
 
 
 def test_a_folder_is_enough(tmp_path):
@@ -101,7 +104,7 @@ def test_what_cannot_be_is_refused_in_one_paragraph(tmp_path, monkeypatch, optio
 
 def test_a_dry_run_and_a_benchmark_have_as_many_images(tmp_path):
     cfg = read_config(BESIDE)
-    cfg.train_dataloader.batch_size = 4
+    cfg.train_dataloader.batch_size, cfg.train_dataloader.unlabelled.per_image = 4, 1
     dry_run.prepare(cfg)
     batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
     assert len(batch['inputs']) == 8 and sum('gt_label' in sample for sample in batch['data_samples']) == 4
