@@ -78,9 +78,9 @@ def answer(asked: socket.socket) -> None:
             os.close(file)
         print(process.pid, file=stream, flush=True)
         while process.exitcode is None:
-            if select.select([asked], [], [], 0)[0]:
+            if asked in select.select([asked, process.sentinel], [], [], 0.01)[0]:
                 process.kill()
-            process.join(0.01)
+            process.join(0)
         print(process.exitcode, file=stream)
 
 
