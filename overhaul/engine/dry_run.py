@@ -20,7 +20,7 @@ from overhaul.datasets.unlabelled import read_line
 from overhaul.engine.runner import bare_model
 from overhaul.files.parts import model_of, plain_model, task_name, without_downloads
 from overhaul.registry import DATASETS, HOOKS, build, dicts_in, is_type, type_name
-from overhaul.tasks import is_height_first, name_task, student_of, task_of
+from overhaul.tasks import is_height_first, name_task, student_of, task_of, without_truth
 
 _STEPS = 2
 
@@ -61,8 +61,9 @@ def prepare(cfg: Config) -> None:
             _, per_image = read_line(loader.unlabelled)
             loader.unlabelled = dict(dataset=dict(length=batch_size * per_image, **data), per_image=per_image)
     evaluators = cfg.get('val_evaluator') or []
-    for evaluator in evaluators if isinstance(evaluators, list | tuple) else [evaluators]:
-        evaluator.pop('ann_file', None)  # the truth of other images
+    if evaluators:
+        cfg.val_evaluator = [
+            without_truth(one) for one in (evaluators if isinstance(evaluators, list | tuple) else [evaluators])]
     by_epoch = cfg.train_cfg.get('by_epoch', is_type(cfg.train_cfg, 'mmengine.EpochBasedTrainLoop'))
     cfg.train_cfg.update(dict(max_epochs=1, val_interval=1) if by_epoch else
                          dict(max_iters=_STEPS, val_interval=_STEPS))

@@ -40,7 +40,7 @@ def export_student(
     """Write the student of a checkpoint, with its config, to be loaded without this package where that is possible.
 
     ``out`` gets ``{'state_dict', 'meta'}``, which ``torch.load(weights_only=True)`` reads; ``meta['dataset_meta']`` has
-    the classes, and for segmentation the palette, as lists. The config goes beside it, as ``out`` with ``.py``:
+    the metainfo of the data, as the classes, in lists and dicts. The config goes beside it, as ``out`` with ``.py``:
     :func:`student_config`. A file is written whole or not at all.
 
     Args:
@@ -194,8 +194,8 @@ def _plain(part: object, scope: str) -> object:
     return part
 
 
-def _dataset_meta(checkpoint: dict, cfg: Config) -> dict[str, list]:
-    """Return the classes and the palette that the model was trained with, as lists; what is not known is not there."""
+def _dataset_meta(checkpoint: dict, cfg: Config) -> dict:
+    """Return what is known of the data that the model was trained with, as their classes, in lists and dicts."""
     meta = checkpoint.get('meta')
     known = meta.get('dataset_meta') if isinstance(meta, dict) else None
     if not known:
@@ -204,5 +204,5 @@ def _dataset_meta(checkpoint: dict, cfg: Config) -> dict[str, list]:
         with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
             cls = registry.get(type_name(dataset)) if 'type' in dataset else None
         known = {**getattr(cls, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
-    known = {key: known[key] for key in ('classes', 'palette') if known.get(key) is not None}
-    return json.loads(json.dumps(known, default=lambda array: array.tolist()))
+    known = {key: value for key, value in known.items() if value is not None}
+    return json.loads(json.dumps(known, default=lambda value: getattr(value, 'tolist', value.__str__)()))

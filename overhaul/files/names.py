@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from overhaul.files.checkpoints import PLAIN_KEYS, examples
-from overhaul.tasks import Task, student_of, task_of
+from overhaul.tasks import Task, is_for_training, student_of, task_of
 
 # What official networks and torchvision call otherwise. Applied in this order; what is ours passes through unchanged.
 _RENAMES: list[tuple[str, str | Callable[[re.Match], str]]] = [
@@ -33,10 +33,10 @@ _RENAMES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     (r'^fc\.', 'head.fc.'),
     (r'^(?!(backbone|neck|head|decode_head|auxiliary_head|data_preprocessor)\.|ema_)', 'backbone.'),
 ]
-# What a file may hold that the model lacks: parts used in training alone, and what frameworks save beside the weights.
-_SPARE = re.compile(r'auxiliary_head\.|data_preprocessor\.|ema_|(.+\.)?(mask_token|attn_mask)$')
+# What a file may hold that the model lacks, which frameworks save beside the weights.
+_SPARE = re.compile(r'data_preprocessor\.|ema_|(.+\.)?(mask_token|attn_mask)$')
 # What a model may have that the file lacks, since no prediction depends on it.
-_UNUSED = re.compile(r'auxiliary_head\.|(.+\.)?mask_token$')
+_UNUSED = re.compile(r'(.+\.)?mask_token$')
 # The norm of one output of a backbone. It is there if that output is asked for, and begins as 1 and 0, not at random.
 _OUTPUT_NORM = re.compile(r'(backbone\.)?(norm|ln|fc_norm)\d*\.(weight|bias)$')
 # What wrappers around a part of a model put into the names of its tensors.
@@ -89,13 +89,13 @@ class Fit:
     @property
     def has_all(self) -> bool:
         """Whether file and model have the same tensors. One may lack those that no prediction depends on."""
-        return not self.unexpected and all(_UNUSED.match(name) for name in self.missing)
+        return not self.unexpected and all(map(_is_unused, self.missing))
 
     @property
     def astray(self) -> list[str]:
         """What comes before neck and head and is only in the file, only in the model, or of another shape."""
         return [name for name in (*self.missing, *self.unexpected)
-                if self.in_backbone(name) and not _UNUSED.match(name) and not _OUTPUT_NORM.match(name)]
+                if self.in_backbone(name) and not _is_unused(name) and not _OUTPUT_NORM.match(name)]
 
     @property
     def has_backbone(self) -> bool:
@@ -122,7 +122,7 @@ class Fit:
 
     def leave_what_is_half_there(self, learnt: Collection[str]) -> None:
         """Take nothing of a layer of which one of the ``learnt`` tensors is missing: half of it means nothing."""
-        half = {name.rpartition('.')[0] for name in self.missing if name in learnt and not _UNUSED.match(name)}
+        half = {name.rpartition('.')[0] for name in self.missing if name in learnt and not _is_unused(name)}
         self.taken = {name: value for name, value in self.taken.items() if name.rpartition('.')[0] not in half}
         self.missing = [name for name in self.model if name not in self.taken and not _counts(self.model[name])]
 
@@ -204,7 +204,7 @@ def _candidates(
 ) -> Iterator[Fit]:
     def fit(added: str, renamed: dict[str, Tensor]) -> Fit:
         spare = {name: value for name, value in renamed.items()
-                 if name not in model and (_SPARE.match(name) or _counts(value))}
+                 if name not in model and (_SPARE.match(name) or is_for_training(name) or _counts(value))}
         kept = {name: value for name, value in renamed.items() if name not in spare}
         return _with_the_last_module(Fit(task, model, key, prefix, added, kept, outside + list(spare)))
 
@@ -274,6 +274,10 @@ def _with_the_last_module(fit: Fit) -> Fit:
         return fit
     kept = {name: value for name, value in fit.weights.items() if name not in fit.unexpected}
     return Fit(fit.task, fit.model, fit.key, fit.prefix, fit.added, kept | renamed, fit.left_out, (their, our))
+
+
+def _is_unused(name: str) -> bool:
+    return bool(_UNUSED.match(name)) or is_for_training(name)
 
 
 def _counts(value: object) -> bool:

@@ -17,16 +17,18 @@ from overhaul.tasks.task import (
     Outputs,
     Task,
     classes_of,
+    is_for_training,
     is_height_first,
     name_task,
     stand_in,
     student_of,
     task_of,
     tell_what_is_left_out,
+    without_truth,
 )
 from overhaul.tasks.unlabelled import count_labelled, mark_unlabelled
 
 __all__ = [
     'Classification', 'Detection', 'Graph', 'Outputs', 'Quote', 'Segmentation', 'Task', 'classes_of', 'count_labelled',
-    'is_height_first', 'label_of', 'mark_unlabelled', 'name_task', 'stand_in', 'student_of', 'task_of',
-    'tell_what_is_left_out']
+    'is_for_training', 'is_height_first', 'label_of', 'mark_unlabelled', 'name_task', 'stand_in', 'student_of',
+    'task_of', 'tell_what_is_left_out', 'without_truth']

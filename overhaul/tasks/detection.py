@@ -29,6 +29,8 @@ class Detection(Task):
         'coco/bbox_mAP': Quote('% box mAP', factor=100), 'coco/segm_mAP': Quote('% mask mAP', factor=100),
         'coco/bbox_mAP_50': Quote('% box mAP50', factor=100), 'pascal_voc/mAP': Quote('% mAP', factor=100)}
 
+    truth_files = ('ann_file', )
+
     @classmethod
     def takes(cls, model: nn.Module) -> bool:
         """Whether it is a detector of mmdet."""

@@ -28,6 +28,8 @@ class Segmentation(Task):
 
     height_first = ('mmseg.RandomCrop', )
 
+    for_training = ('auxiliary_head', )
+
     stand_ins = {'mmseg.datasets.transforms.loading.LoadAnnotations': dict(type='overhaul.BlankMask')}
 
     @classmethod

@@ -63,11 +63,15 @@ class Task:
         stand_ins: For images without labels, what replaces a transform that reads labels: the config of another
             transform, by the path of the class of the first.
         height_first: Transforms that are given a size as (H, W), where others are given (W, H).
+        truth_files: Arguments of evaluators that name a file with the truth of the data.
+        for_training: Parts of a model that are there in training alone.
     """
 
     quotes: ClassVar[Mapping[str, Quote]] = {}
     stand_ins: ClassVar[Mapping[str, dict]] = {}
     height_first: ClassVar[Sequence[str]] = ()
+    truth_files: ClassVar[Sequence[str]] = ()
+    for_training: ClassVar[Sequence[str]] = ()
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -234,6 +238,17 @@ def stand_in(transform: type) -> dict | None:
 def is_height_first(transform: str) -> bool:
     """Whether the ``transform`` of that name, as ``'mmseg.RandomCrop'``, is given a size as (H, W)."""
     return any(transform in task.height_first for task in _registered().values())
+
+
+def without_truth(evaluator: Mapping) -> dict:
+    """Return the config of an ``evaluator`` without the file of a truth, so that it compares with the samples'."""
+    files = {name for task in _registered().values() for name in task.truth_files}
+    return {key: value for key, value in evaluator.items() if key not in files}
+
+
+def is_for_training(name: str) -> bool:
+    """Whether a tensor, by its ``name`` in a model, is of a part that is there in training alone."""
+    return any(name.startswith(f'{part}.') for task in _registered().values() for part in task.for_training)
 
 
 def student_of(model: nn.Module) -> nn.Module:
