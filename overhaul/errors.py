@@ -43,6 +43,10 @@ _SYMPTOMS = [
      r'A batch norm has a single value per channel to learn from: its input is \1. That is a batch of one image behind '
      'the pooling of a whole image. Take a train_dataloader.batch_size of 2 or more, and drop_last=True where the last '
      'batch of an epoch may be one image.'),
+    ('Expected to have finished reduction in the prior iteration',
+     "Some weights got no gradient in a step, as those of the student's head where no image has labels, and several "
+     'processes do not expect that. Set find_unused_parameters=True in the config; or, if no image has labels, '
+     'give the student no head: head=None.'),
 ]
 
 

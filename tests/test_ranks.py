@@ -21,7 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from overhaul.engine.hooks import AverageStatisticsHook, CalibrateHook, HealthHook, PictureHook, SummaryHook
 from overhaul.engine.runner import bare_model
+from overhaul.errors import one_paragraph_errors
 from overhaul.reports import pictures
+from overhaul.tasks import mark_unlabelled
 
 BATCHES = [batch(8, seed) for seed in range(3)]
 FROM_DATA = dict(type='MarginReLU', source='data')
@@ -38,6 +40,7 @@ TRAININGS = dict(
         teacher=resnet(), student=resnet(4, with_cp=True),
         taps=[dict(teacher='backbone.layer2', student='backbone.layer2')])),
     synchronised=dict(synchronised=True),
+    no_labels=dict(ddp=dict(find_unused_parameters=True), labels=False),
 )
 
 
@@ -52,7 +55,14 @@ class BatchNormsOfEval(Hook):
                 module.eval()
 
 
-def train(folder, hooks, ddp=None, model=None, unused=False, accumulate=1, synchronised=False):
+def without_labels(samples):
+    samples = [sample.new() for sample in samples]
+    for sample in samples:
+        mark_unlabelled(sample)
+    return samples
+
+
+def train(folder, hooks, ddp=None, model=None, unused=False, accumulate=1, synchronised=False, labels=True):
     """The weights, margins and alpha after a training with the images of this process."""
     distiller = build_distiller(teacher_batch_norm='running', **(model or {}))
     if unused:
@@ -60,7 +70,8 @@ def train(folder, hooks, ddp=None, model=None, unused=False, accumulate=1, synch
     mine = slice(dist.get_rank(), None, dist.get_world_size())
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False, **(ddp or {}))
     run = runner(
-        folder, distiller, [(images[mine], samples[mine]) for images, samples in BATCHES], 1,
+        folder, distiller,
+        [(images[mine], samples[mine] if labels else without_labels(samples[mine])) for images, samples in BATCHES], 1,
         dict(sgd(0.01), accumulative_counts=accumulate), hooks if synchronised else [*hooks, BatchNormsOfEval()],
         randomness=dict(seed=0), launcher='pytorch' if dist.is_distributed() else 'none', log_level='ERROR',
         cfg=dict(model_wrapper_cfg=wrapper, sync_bn='torch' if synchronised else None))
@@ -81,6 +92,11 @@ def in_each_process(folder):
     for name, settings in TRAININGS.items():
         hooks = [CalibrateHook(), SummaryHook(), PictureHook(interval=1), HealthHook(), AverageStatisticsHook()]
         states[name] = train(folder / f'{name}_{rank}', hooks, **settings)
+    try:
+        with one_paragraph_errors():
+            train(folder / f'refused_{rank}', [], labels=False)
+    except SystemExit as refused:
+        states['refused'] = refused.code
     torch.save(states, folder / f'{rank}.pth')
 
 
@@ -111,6 +127,10 @@ def test_two_processes_end_with_the_weights_of_one_that_sees_all_images(of_ranks
         hooks = [CalibrateHook()]
     alone = train(tmp_path, hooks, **settings)
     assert distance(first, alone) < 1e-5
+
+
+def test_a_head_that_learns_nothing_is_told_of(of_ranks):
+    assert all('Set find_unused_parameters=True in the config; or' in states['refused'] for states in of_ranks)
 
 
 def test_without_the_other_half_the_weights_are_others(of_ranks, tmp_path, monkeypatch):
