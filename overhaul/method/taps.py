@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -113,7 +114,9 @@ class Tap:
         if found is None:
             raise NoMap(f'{self._where} {self._tokens.refusal(feature, self.layout)}')
         feature_map, layout = found
-        if self.layout == Layout():
+        if not self.layout.known:
+            if not layout.known and self._calls_of_dry_run is not None:
+                raise NoMap(self._undecided(feature))
             self.layout = layout
         self.calls += 1
         if self._received:
@@ -189,13 +192,38 @@ class Tap:
                 f'{self._where} gives {feature.shape[1]} channels, and gave {self.channels} when the model was built: '
                 f'something has replaced a module of the {self.owner}. Let it have as many.')
 
-    def check_layout(self) -> None:
-        """Refuse a map of four dimensions of which it is not known which are the channels."""
-        if self.layout == Layout():
+    def _undecided(self, feature: Tensor) -> str:
+        """Say that it is not known which dimension of ``feature`` has the channels, and what to do."""
+        other = 'and an image of twice the width, which could tell, does not. Give another input_size, or tap another'
+        if feature.dim() == 4:
+            return (f'{self._where} gives a map whose height, width and channels nothing tells apart at this '
+                    f'input_size, {other} module.')
+        return (
+            f'{self._where} gives a tensor of shape {tuple(feature.shape)}, and at this input_size either '
+            f'{feature.shape[1]} or {feature.shape[2]} may be the tokens of the image and not its channels, {other} '
+            'module. If it is (N, tokens, channels), as most transformers have it, '
+            f'{self._tokens.advice}: of class and register tokens, 0 if there are none.')
+
+    def place_extra_tokens(self, extra: int, rows: set[int]) -> None:
+        """Note whether the ``extra`` tokens come before those of the patches or after them.
+
+        Args:
+            extra: How many there are.
+            rows: Which they are, as far as that is seen.
+
+        Raises:
+            ValueError: If neither, or if nothing tells.
+        """
+        count = extra + math.prod(self.size)
+        if len(rows) != extra and self._tokens.counted:
+            rows = set(range(extra))
+        patches = sorted({*range(count)} - rows)
+        if len(rows) != extra or patches[-1] - patches[0] >= len(patches):
             raise ValueError(
-                f'{self._where} gives a map whose height, width and channels nothing tells apart at this input_size, '
-                'and the model takes no image of twice the width, which would. Give another input_size, or tap another '
-                'module.')
+                f'{self._where} gives {count} tokens, {extra} of which {"is" if extra == 1 else "are"} no patch of the '
+                'image, and it is not known which, or they lie among the others. If they are the first ones, '
+                f'{self._tokens.advice}; else tap another module.')
+        self.layout = self.layout._replace(behind=count - 1 - patches[-1])
 
     def learn(self, before: Sequence[tuple[str, nn.Module, torch.Size]]) -> None:
         """Note what the dry run shows: channels, size, the batch norm behind it, and whether to copy the feature."""
@@ -276,17 +304,21 @@ class Taps:
             stop_after_last: Whether later passes may end at the tap that is reached last.
 
         Raises:
-            ValueError: If a tap is not reached, or gives no map. Or if its map is as high and wide as it has channels,
-                so that nothing tells these apart, and the model takes no image of another shape, which would.
+            ValueError: If a tap is not reached, or gives no map. Or if nothing tells the channels of a map from its
+                height and width, or from its tokens, and the model takes no image of another shape, which would. Or if
+                class tokens lie where it is not known.
         """
         last = self._learn(model, input_size)
-        if any(tap.layout == Layout() for tap in self.taps):
+        if not all(tap.layout.known for tap in self.taps):
             height, width = input_size
             with suppress(ValueError):  # what runs before the model finds the size wrong is read all the same
                 self._learn(model, (height, 2 * width))
-            for tap in self.taps:
-                tap.check_layout()
             last = self._learn(model, input_size)
+        for tap in self.taps:
+            extra = max((extra for extra, _ in tap.layout.tokens), default=0)
+            if extra:
+                tap.place_extra_tokens(extra, _rows_without_image(
+                    model, input_size, extra + math.prod(tap.size)))
         if not all(tap.layout.plain for tap in self.taps):
             self.tokens.watch()
         if stop_after_last:
@@ -308,6 +340,9 @@ class Taps:
         hooks = [
             module.register_forward_hook(note(path)) for path, module in modules if isinstance(module, _ConvNd)]
         hooks.append(self.tokens.watch())
+        self.tokens.normed.clear()
+        hooks += [module.register_forward_pre_hook(self.tokens.note_norm, prepend=True)
+                  for _, module in modules if hasattr(module, 'normalized_shape')]
         for tap in self.taps:
             register = tap.module.register_forward_pre_hook if tap._side else tap.module.register_forward_hook
             hooks.append(register(note(tap)))
@@ -329,6 +364,26 @@ class Taps:
         finally:
             self.stop()
         return reached[-1]
+
+
+def _rows_without_image(model: nn.Module, input_size: tuple[int, int], count: int) -> set[int]:
+    """Return which of ``count`` tokens have nothing of the image in them; empty if that is not seen.
+
+    An image of NaN is in each patch of it, in the first sequence of that length, before its tokens are mixed.
+    """
+    rows: set[int] = set()
+
+    def look(module: nn.Module, *values: object) -> None:
+        for value in chain.from_iterable(some if isinstance(some, tuple) else [some] for some in values):
+            if isinstance(value, Tensor) and value.dim() == 3 and value.shape[:2] == (1, count):
+                rows.update((~value.isnan().any(2)).nonzero()[:, 1].tolist())
+                raise ForwardDone
+
+    hooks = [register(look) for module in model.modules()
+             for register in (module.register_forward_pre_hook, module.register_forward_hook)]
+    with suppress(ValueError):
+        blank_pass(model, input_size, hooks, lambda *size, **options: torch.full(size, math.nan, **options))
+    return rows
 
 
 def _version(feature: Tensor) -> int:

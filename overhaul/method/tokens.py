@@ -25,12 +25,19 @@ class Layout(NamedTuple):
 
     Attributes:
         plain: Whether four dimensions are (N, C, H, W), and not (N, H, W, C).
-        tokens: For three dimensions, the pairs that are possible: how many extra tokens come first, and how many
-            patches in a row became one token.
+        tokens: For three dimensions, the pairs that are possible: how many extra tokens there are, and how many patches
+            in a row became one token.
+        behind: How many of the extra tokens come after those of the patches; the others come before.
     """
 
     plain: bool | None = None
     tokens: tuple[tuple[int, int], ...] = ()
+    behind: int = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known which dimension has the channels."""
+        return self.plain is not None or len(self.tokens) > 0
 
 
 class Tokens:
@@ -43,8 +50,9 @@ class Tokens:
         entry: The module that takes the image.
         image: (N, H, W), the number of images in the forward pass that runs, their height and their width; None before
             the first.
-        extra: Number of class and register tokens, which come before those of the patches; None if the model does not
-            tell.
+        extra: Number of class and register tokens; None if the model does not tell.
+        counted: Whether the model says that number, and not only the names of its parameters.
+        normed: Shapes that were normalised over their last dimension, noted in a dry run.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -59,6 +67,8 @@ class Tokens:
         counts = [getattr(part, name) for part in parts for name in _COUNTS if hasattr(part, name)]
         extra_tokens = [token for name, token in entry.named_parameters() if name.rpartition('.')[2] in _EXTRA_TOKENS]
         self.extra: int | None = next(iter(counts), None)
+        self.counted = bool(counts)
+        self.normed: set[torch.Size] = set()
         if not counts and extra_tokens:
             self.extra = sum(token.shape[:-1].numel() for token in extra_tokens)
         self._own_order = any(hasattr(part, 'reroll') for part in parts)  # Hiera, whose tokens go unit by unit
@@ -96,6 +106,21 @@ class Tokens:
         if isinstance(image, Tensor) and image.dim() == 4:
             self.image = (image.shape[0], *image.shape[2:])
 
+    def note_norm(self, norm: nn.Module, inputs: tuple) -> None:
+        """Note what enters a layer norm, whose last dimension then has the channels; a pre-hook."""
+        if inputs and isinstance(inputs[0], Tensor) and tuple(norm.normalized_shape) == inputs[0].shape[-1:]:
+            self.normed.add(inputs[0].shape)
+
+    def may_have_channels_first(self, tokens: Tensor) -> bool:
+        """Return whether three dimensions may be (N, C, L) as well as (N, L, C), as between layers of an MLP-Mixer.
+
+        They are not if the last one has no number of tokens of the image. Nor if the backbone says how many extra
+        tokens it has, as transformers do, or normalises what has this shape.
+        """
+        _, length, channels = tokens.shape
+        normed = length != channels and tokens.shape in self.normed
+        return self.extra is None and not normed and bool(self._possible(channels))
+
     def as_map(self, output: object) -> Tensor | None:
         """Return what a module gives as a feature map (N, C, H, W), or None if it is none of the image."""
         found = self.read(output)
@@ -112,7 +137,8 @@ class Tokens:
             output: What the module gives.
             known: What is known of this module. Without it, four dimensions are (N, H, W, C) if only the middle two
                 have the shape of the image. If the last two have it as well, nothing tells, and the output is returned
-                as it is.
+                as it is. Where three may be (N, C, L) as well, they are read as (N, L, C). How it is read is then
+                unknown, too.
         """
         tokens, size = output, None
         if isinstance(output, (tuple, list)) and len(output) == 2 and _is_size(output[1]):
@@ -134,7 +160,10 @@ class Tokens:
         if len(shapes) != 1 or self._own_order:
             return None
         (height, width), = shapes
-        laid = tokens[:, tokens.shape[1] - height * width:].transpose(1, 2).unflatten(2, (height, width))
+        first = max(0, tokens.shape[1] - height * width - known.behind)
+        laid = tokens[:, first:first + height * width].transpose(1, 2).unflatten(2, (height, width))
+        if size is None and not known.tokens and self.may_have_channels_first(tokens):
+            return laid, Layout()
         return laid, Layout(tokens=tuple(found))
 
     def fits(self, size: tuple[int, int]) -> bool:
@@ -190,14 +219,18 @@ class Tokens:
                 'gives those of the patches too.')
         told = 'tells of no' if self.extra is None else f'has {self.extra}'
         fit = 'more than one map' if self._possible(output.shape[1], known=known.tokens) else 'no map'
-        kind = type(self.entry).__name__
-        # What __init__ sets hides what the class has.
-        correct = (f'correct the {_COUNTS[0]} that the __init__ of {kind} sets' if _COUNTS[0] in vars(self.entry) else
-                   f'give {kind} the right number as the class attribute {_COUNTS[0]}')
         return text + (
             f'{output.shape[1]} tokens fit {fit} of an image of {size[0]}x{size[1]} with patches of '
             f'{self._stride[0]}x{self._stride[1]}; the backbone {told} class and register tokens. If that is not so, '
-            f'{correct}; else tap a module that gives a map (N, C, H, W), or tokens with their (H, W).')
+            f'{self.advice}; else tap a module that gives a map (N, C, H, W), or tokens with their (H, W).')
+
+    @property
+    def advice(self) -> str:
+        """How the backbone is made to tell how many class and register tokens come before those of the patches."""
+        kind = type(self.entry).__name__
+        # What __init__ sets hides what the class has.
+        return (f'correct the {_COUNTS[0]} that the __init__ of {kind} sets' if _COUNTS[0] in vars(self.entry) else
+                f'give {kind} the right number as the class attribute {_COUNTS[0]}')
 
 
 def _is_size(value: object) -> bool:

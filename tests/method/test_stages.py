@@ -150,14 +150,16 @@ def pooled(channels):
 
 
 def tokens(channels):
-    """Takes a map to tokens with a class token before them, works in windows, and hands tokens on."""
+    """Takes a map to tokens with a class token before them, as it tells, works in windows, and hands tokens on."""
     def forward(self, x):
         x = self.embed(x)
         sequence = torch.cat([self.proj(x).flatten(2).mean(2, keepdim=True), x.flatten(2)], 2).transpose(1, 2)
         windows = self.window(sequence[:, 1:].unflatten(1, (-1, 4)).flatten(0, 1))
         return self.norm(sequence + windows.mean())
-    return Module(forward, embed=nn.Conv2d(3, channels, 4, 4), proj=nn.Conv2d(channels, channels, 1),
-                  window=nn.Linear(channels, channels), norm=nn.LayerNorm(channels))
+    block = Module(forward, embed=nn.Conv2d(3, channels, 4, 4), proj=nn.Conv2d(channels, channels, 1),
+                   window=nn.Linear(channels, channels), norm=nn.LayerNorm(channels))
+    block.num_extra_tokens = 1
+    return block
 
 
 @pytest.mark.parametrize(('backbone', 'expected'), [

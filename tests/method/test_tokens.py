@@ -136,23 +136,24 @@ def test_each_stage_at_sizes_that_are_no_multiple_of_anything(config, path, star
 class Backbone(nn.Module):
     """Patches of 4 x 4 behind tokens of which it says nothing but their names, and one block."""
 
-    def __init__(self, tokens=(), rearrange=lambda sequence: sequence):
+    def __init__(self, tokens=(), rearrange=lambda sequence: sequence, channels=7, behind=()):
         super().__init__()
-        self.projection = nn.Conv2d(3, 7, 4, 4)
-        self.block, self.rearrange = nn.Linear(7, 7), rearrange
+        self.projection = nn.Conv2d(3, channels, 4, 4)
+        self.block, self.rearrange, self.behind = nn.Linear(channels, channels), rearrange, behind
         for name, count in dict(tokens).items():
-            self.register_parameter(name, nn.Parameter(torch.randn(1, count, 7)))
+            self.register_parameter(name, nn.Parameter(torch.randn(1, count, channels)))
 
     def forward(self, images):
-        before = [token.expand(len(images), -1, -1) for token in self.parameters(recurse=False)]
-        sequence = torch.cat([*before, self.projection(images).flatten(2).transpose(1, 2)], 1)
+        tokens = {name: token.expand(len(images), -1, -1) for name, token in self.named_parameters(recurse=False)}
+        after = [tokens.pop(name) for name in self.behind]
+        sequence = torch.cat([*tokens.values(), self.projection(images).flatten(2).transpose(1, 2), *after], 1)
         return self.block(self.rearrange(sequence))
 
 
 class Model(nn.Module):
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, **changes):
         super().__init__()
-        self.backbone = Backbone(*arguments)
+        self.backbone = Backbone(*arguments, **changes)
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         return self.backbone(inputs)
@@ -169,9 +170,114 @@ def taps_of(model, size):
 def test_extra_tokens_by_their_names_and_one_or_two_without(tokens):
     model = Model(tokens)
     images = torch.randn(2, 3, 36, 64)  # 9 x 16 = 12 x 12
+    assert torch.allclose(taps_of(model, (36, 64)).read(model, images)[0], own_map_of(model, images), atol=1e-6)
+
+
+def own_map_of(model, images):
+    """The patches by hand: a linear layer is a convolution of one pixel."""
     block = model.backbone.block
-    truth = nn.functional.conv2d(model.backbone.projection(images), block.weight[:, :, None, None], block.bias)
-    assert torch.allclose(taps_of(model, (36, 64)).read(model, images)[0], truth, atol=1e-6)
+    return nn.functional.conv2d(model.backbone.projection(images), block.weight[:, :, None, None], block.bias)
+
+
+@pytest.mark.parametrize('behind', [('cls_token', ), ('other', ), ('cls_token', 'other')])
+def test_extra_tokens_behind_the_patches(behind):
+    model = Model(dict(cls_token=1, other=1), behind=behind)
+    model.backbone.num_extra_tokens = 2
+    taps = taps_of(model, (36, 64))
+    for size in ((36, 64), (64, 24)):
+        images = torch.randn(2, 3, *size)
+        assert torch.allclose(taps.read(model, images)[0], own_map_of(model, images), atol=1e-6)
+
+
+def test_a_class_token_of_an_unknown_name_behind_the_patches():
+    model, images = Model(dict(unknown=1), behind=('unknown', )), torch.randn(2, 3, 36, 64)
+    assert torch.allclose(taps_of(model, (36, 64)).read(model, images)[0], own_map_of(model, images), atol=1e-6)
+
+
+class Middle(Model):
+    """Its class token is in the middle, as in Vision Mamba, or is the mean of the patches."""
+
+    def __init__(self, mean=False):
+        super().__init__({} if mean else dict(cls_token=1), self.arrange)
+        self.mean = mean
+
+    def arrange(self, sequence):
+        if self.mean:
+            return torch.cat([sequence, sequence.mean(1, keepdim=True)], 1)
+        return torch.cat([sequence[:, 1:73], sequence[:, :1], sequence[:, 73:]], 1)
+
+
+@pytest.mark.parametrize('mean', [False, True])
+def test_extra_tokens_that_lie_nobody_knows_where_are_refused(mean):
+    with pytest.raises(ValueError, match='145 tokens, 1 of which is no patch of the image, and it is not known which'):
+        taps_of(Middle(mean), (36, 64))
+    told = Middle(True)
+    told.backbone.num_extra_tokens = 1  # who says so says that they come first
+    assert taps_of(told, (36, 64)).taps[0].size == (9, 16)
+
+
+def channels_first(sequence):
+    return sequence.transpose(1, 2)
+
+
+@pytest.mark.parametrize('size', [(36, 64), (32, 32)])
+def test_channels_that_could_be_tokens_are_refused(size):
+    """As between the layers of an MLP-Mixer that mix tokens: 144 channels, and 144 tokens or 64."""
+    class Mixer(Model):
+        def __init__(self):
+            super().__init__(channels=144 if size == (36, 64) else 64)
+            count = size[0] * size[1] // 16
+            self.backbone.block = nn.Linear(count, count)
+            self.backbone.rearrange = channels_first
+
+    model = Mixer()
+    with pytest.raises(ValueError, match=r'at this input_size either (144|64) or \1 may be the tokens of the image'):
+        taps_of(model, size)
+
+
+def test_tokens_whose_channels_could_be_tokens_are_read_where_another_image_tells():
+    model, images = Model(channels=64), torch.randn(2, 3, 32, 32)
+    assert torch.allclose(taps_of(model, (32, 32)).read(model, images)[0], own_map_of(model, images), atol=1e-6)
+
+
+class OneSize(Model):
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        assert inputs.shape[2:] == (32, 32)
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize('told', ['num_extra_tokens', 'norm'])
+def test_tokens_of_a_model_for_one_size_are_read_where_something_tells(monkeypatch, told):
+    images = torch.randn(2, 3, 32, 32)
+    with pytest.raises(ValueError, match='either 64 or 16 .* class attribute num_extra_tokens: of class'):
+        taps_of(OneSize(channels=16), (32, 32))
+    model = OneSize(channels=16)
+    if told == 'norm':
+        model.backbone.block = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16))
+    else:
+        monkeypatch.setattr(Backbone, 'num_extra_tokens', 0, raising=False)
+    with torch.no_grad():
+        truth = model.backbone.block(model.backbone.projection(images).movedim(1, 3)).movedim(3, 1)
+    assert torch.allclose(taps_of(model, (32, 32)).read(model, images)[0], truth, atol=1e-6)
+
+
+@pytest.mark.parametrize(('config', 'path', 'size'), [
+    (lambda: timm('vit_tiny_patch16_224', patch_size=2, img_size=16, embed_dim=64, dynamic_img_size=False),
+     'timm_model.blocks.1', (16, 16)),
+    (lambda: timm('vit_base_patch16_siglip_224', patch_size=2, img_size=16, embed_dim=64, dynamic_img_size=False),
+     'timm_model.blocks.1', (16, 16)),
+    (lambda: classifier(dict(type='MlpMixer', arch=dict(
+        embed_dims=16, num_layers=1, tokens_mlp_dims=8, channels_mlp_dims=8), img_size=32, patch_size=4)),
+     'layers.0.ln2', (32, 32)),
+    (lambda: mmseg(type='MixVisionTransformer', **dict(MIT, embed_dims=16)), 'layers.1.2', (64, 64)),
+    (lambda: mmseg(type='SwinTransformer', **dict(SWIN, embed_dims=16)), 'norm2', (64, 64)),
+], ids=['ViT', 'SigLIP', 'Mixer', 'MiT', 'Swin'])
+def test_transformers_with_as_many_channels_as_patches_go_on(config, path, size):
+    """As ViT-L at 512, where 1024 patches have 1024 channels."""
+    model = build_model(config()).eval()
+    taps = Taps(model, [f'backbone.{path}'], 'teacher')
+    taps.dry_run(model, size, stop_after_last=True)
+    assert taps.taps[0].layout.tokens
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
