@@ -1,4 +1,4 @@
-"""Measure where the time of a distillation goes, how its cost grows, how it starts, and what loading its data costs.
+"""Measure where the time of a distillation goes, how its cost grows, how it starts, and what its data cost.
 
     OMP_NUM_THREADS=2 python docs/speed.py growth
 
@@ -69,6 +69,30 @@ def table(what: str, settings: Sequence[tuple[int, int, int, int]]) -> None:
     fit = [np.corrcoef(numbers, column)[0, 1]**2 for column in zip(*columns)]
     print(f'| slope, R² | {slopes[0]:.3g}, {fit[0]:.3f} | {slopes[1]:.3g}, {fit[1]:.3f} | | {slopes[2]:.3g}, '
           f'{fit[2]:.3f} | {slopes[3]:.3g}, {fit[3]:.3f} | |\n')
+
+
+def unlabelled() -> None:
+    """Time and memory of a step of 60 images, of which some have no labels, beside one whose images all have some."""
+    images, settings, steps = 60, {}, {}
+    malloc.keep_freed()  # as a training does
+    for per_image in (0, 1, 4):
+        cfg = read_config(CONFIG)
+        if per_image:
+            cfg.train_dataloader.unlabelled = dict(data_root='any', per_image=per_image)
+        settings[per_image] = cfg, 'eager', images // (1 + per_image), 'cpu'
+        steps[per_image] = benchmark.build_step(*settings[per_image])
+        for _ in range(benchmark.WARM_UP):
+            steps[per_image]()
+    seconds = benchmark.take_turns(steps, 4 * ROUNDS, 'cpu')
+    memory = {number: benchmark.in_fresh_process(benchmark.memory, *setting) for number, setting in settings.items()}
+    print('| without labels for each with labels | with labels, without | ms per image | ratio (quartiles) | '
+          f'MiB per image | ratio |\n|{"---|" * 6}')
+    for number, (_, _, labelled, _) in settings.items():
+        ratio = benchmark.quartiles(np.divide(seconds[number], seconds[0]))
+        print(f'| {number} | {labelled}, {images - labelled} | {1000 * np.median(seconds[number]) / images:.2f} | '
+              '{median:.3f} ({first_quartile:.3f} to {third_quartile:.3f}) | '.format(**ratio) +
+              f'{memory[number] / images / 2**20:.2f} | {memory[number] / memory[0]:.3f} |', flush=True)
+    print()
 
 
 def arithmetic() -> None:
@@ -189,7 +213,7 @@ def processes() -> None:
         print(f'| {count} | {50 * count} | {1000 * seconds:.1f} | {50 * count / seconds:.0f} |', flush=True)
 
 
-TABLES = {function.__name__: function for function in (arithmetic, where, growth, start, data, processes)}
+TABLES = {function.__name__: function for function in (unlabelled, arithmetic, where, growth, start, data, processes)}
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

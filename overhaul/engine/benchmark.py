@@ -30,7 +30,7 @@ from overhaul.tasks import student_of
 
 FLOOR, STUDENT = 'floor', 'student'
 MODES = ('eager', 'channels_last', 'bfloat16', 'bfloat16+channels_last', 'compile', 'compile+bfloat16+channels_last')
-_WARM_UP = 3
+WARM_UP = 3
 
 
 def measure(
@@ -90,7 +90,7 @@ def measure(
         variant['ratio'] = quartiles(np.divide(variant['seconds'], variants[FLOOR]['seconds']))
         if device == 'cuda' or 'compile' not in name:
             progress(f'{name}: memory')
-            variant['memory'] = _in_fresh_process(memory, cfg, name, batch_size, device)
+            variant['memory'] = in_fresh_process(memory, cfg, name, batch_size, device)
             variant['memory_ratio'] = variant['memory'] / variants[FLOOR]['memory']
     return {'setting': _setting(cfg, batch_size, device, rounds), 'variants': variants}
 
@@ -104,14 +104,14 @@ def _speed(
         progress(f'{name}: building and warming up')
         try:
             step = build_step(cfg, name, batch_size, device)
-            for _ in range(_WARM_UP):
+            for _ in range(WARM_UP):
                 step()
             steps[name], variants[name] = step, {}
         except Exception as error:  # whatever a compiler or a device lacks
             if name in (FLOOR, STUDENT, 'eager'):
                 raise
             variants[name] = {'failed': f'{type(error).__name__}: {str(error).strip()}'.partition('\n')[0]}
-    for name, seconds in _take_turns(steps, rounds, device).items():
+    for name, seconds in take_turns(steps, rounds, device).items():
         variants[name] = {'seconds': seconds, 'images_per_second': batch_size / float(np.median(seconds))}
     return variants
 
@@ -186,7 +186,7 @@ def _build(model_cfg: dict, device: str) -> nn.Module:
     return model
 
 
-def _take_turns(steps: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
+def take_turns(steps: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
     """Return the seconds per step of each variant, one number per round."""
     at_once = 10 if device == 'cuda' else 1  # a single step on a GPU is mostly launching
     alone = device == 'cpu' and torch.get_num_threads() == 1
@@ -219,14 +219,14 @@ def memory(cfg: Config, variant: str, batch_size: int, device: str) -> int:
     if device == 'cuda':
         for _ in ('warm-up', 'measured'):
             torch.cuda.reset_peak_memory_stats()
-            for _ in range(_WARM_UP):
+            for _ in range(WARM_UP):
                 step()
             torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
     malloc.give_back_freed()  # also what building left behind, which would take some of the growth in
     Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
     before = _resident('VmRSS')
-    for _ in range(_WARM_UP):
+    for _ in range(WARM_UP):
         step()
     return _resident('VmHWM') - before
 
@@ -236,7 +236,8 @@ def _resident(field: str) -> int:
     return int(re.search(rf'{field}:\s+(\d+) kB', status)[1]) * 1024
 
 
-def _in_fresh_process(function: Callable, *arguments: object) -> object:
+def in_fresh_process(function: Callable, *arguments: object) -> object:
+    """Return what ``function`` gives in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -61,7 +61,7 @@ def test_the_setting_is_told(measured):
 
 def test_variants_take_turns_in_a_new_order_each_round():
     calls = []
-    seconds = benchmark._take_turns({name: lambda name=name: calls.append(name) for name in 'abcd'}, 6, 'cpu')
+    seconds = benchmark.take_turns({name: lambda name=name: calls.append(name) for name in 'abcd'}, 6, 'cpu')
     rounds = [tuple(calls[i:i + 4]) for i in range(0, 24, 4)]
     assert all(sorted(order) == list('abcd') for order in rounds) and len(set(rounds)) > 1
     assert {name: len(turns) for name, turns in seconds.items()} == dict.fromkeys('abcd', 6)
@@ -121,7 +121,7 @@ def test_the_floor_is_a_forward_pass_of_the_teacher_and_a_step_of_the_student(mo
 
 
 def test_memory_grows_with_the_batch():
-    small, large = (benchmark._in_fresh_process(benchmark.memory, read_config(CONFIG), 'floor', size, 'cpu')
+    small, large = (benchmark.in_fresh_process(benchmark.memory, read_config(CONFIG), 'floor', size, 'cpu')
                     for size in (50, 200))
     assert 1.5 * small < large < 4 * small
 
@@ -135,7 +135,7 @@ def gpu(monkeypatch):
     memory = SimpleNamespace(peak=0, kept=0, steps=weakref.WeakSet())
 
     def build_step(cfg, variant, batch_size, device):
-        taken = iter([100] * benchmark._WARM_UP)
+        taken = iter([100] * benchmark.WARM_UP)
 
         def step():
             memory.peak = max(memory.peak, next(taken, 10))
@@ -161,14 +161,14 @@ def test_nothing_is_left_on_the_gpu_while_a_fresh_process_measures_its_memory(gp
         assert not gpu.steps and gpu.kept == 0
         return 1
 
-    monkeypatch.setattr(benchmark, '_in_fresh_process', in_fresh_process)
+    monkeypatch.setattr(benchmark, 'in_fresh_process', in_fresh_process)
     result = benchmark.measure(read_config(CONFIG), 4, 'cuda', 1, ['eager'], progress=lambda _: None)
     assert [variant['memory'] for variant in result['variants'].values()] == [1, 1, 1]
 
 
 def test_a_mode_that_does_not_work_here_is_told_and_the_others_are_measured(monkeypatch):
     monkeypatch.setattr('shutil.which', lambda name: None)
-    monkeypatch.setattr(benchmark, '_in_fresh_process', lambda *_: 2**20)
+    monkeypatch.setattr(benchmark, 'in_fresh_process', lambda *_: 2**20)
     result = benchmark.measure(read_config(CONFIG), 2, 'cpu', 1, ['compile'], progress=lambda _: None)
     assert result['variants']['compile']['failed'].startswith('ValueError: torch compiles with a C++ compiler, and')
     assert 'compile                         does not work here: ValueError: torch compiles' in benchmark.table(result)
