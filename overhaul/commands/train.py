@@ -114,6 +114,7 @@ def train(arguments: argparse.Namespace) -> None:
                 runner.logger.info(f'All that is said here, the environment and the config are in {log}')
             compat.save_names_that_load(bare_model(runner))
             name_task(student_of(bare_model(runner)), task_name(cfg))
+            starting_weights.watch_initialisation(runner)
             check_start(runner, cfg)
             if arguments.resume and not cfg.resume:
                 runner.logger.info(f'No checkpoint to resume in {cfg.work_dir}: the training begins anew.')

@@ -1,4 +1,4 @@
-"""A training that starts from the weights in a file, each where it belongs."""
+"""A training that starts from the weights in files, each where it belongs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from overhaul.engine.runner import bare_model
 from overhaul.files import weights
+from overhaul.files.initial import initialise
+from overhaul.tasks import student_of
 
 
 def prepare(runner: Runner) -> None:
@@ -21,6 +23,20 @@ def prepare(runner: Runner) -> None:
     source = runner._load_from
     runner.register_hook(_StartingWeights(weights.starting_weights(bare_model(runner), source)))
     runner._load_from = weights.Source.of(source).file
+
+
+def watch_initialisation(runner: Runner) -> None:
+    """Refuse, when a model that is no distiller is initialised, what a distiller refuses, see :func:`initialise`."""
+    model = bare_model(runner)
+    own = getattr(model, 'init_weights', None)
+    if own is None or student_of(model) is not model:
+        return
+
+    def init_weights() -> None:
+        del model.init_weights  # of this model, not of its class
+        initialise(model, own)
+
+    model.init_weights = init_weights
 
 
 class _StartingWeights(Hook):

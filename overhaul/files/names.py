@@ -105,6 +105,19 @@ class Fit:
         """
         return any(map(self.in_backbone, self.taken)) and all(map(self._is_for_other_channels, self.astray))
 
+    @property
+    def is_of_another_network(self) -> bool:
+        """Whether less than half of the backbone is there, or several of its layers have another shape."""
+        here, missing = (sum(map(self.in_backbone, names)) for names in (self.taken, self.missing))
+        return here < missing or len(self.layers_of_another_shape) > 1
+
+    @property
+    def layers_of_another_shape(self) -> list[str]:
+        """The layers before neck and head that have another shape in the file, but for other channels of the image."""
+        return list(dict.fromkeys(
+            name.rpartition('.')[0] for name in self.mismatched
+            if self.in_backbone(name) and not self._is_for_other_channels(name)))
+
     def _is_for_other_channels(self, name: str) -> bool:
         if name not in self.mismatched:
             return False

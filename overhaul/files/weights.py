@@ -124,6 +124,10 @@ class WeightsFile:
         """Return whether a set of weights fits all of ``model``."""
         return self._fits(model)[0].has_all
 
+    def nearest(self, model: nn.Module) -> Fit:
+        """Return the best fit to ``model``, the first of several that are as good."""
+        return self._fits(model)[0]
+
     def _fits(self, model: nn.Module) -> list[Fit]:
         """Return how the sets fit ``model``, the best first, and that as the model's own code adapts it."""
         if model not in self._found:
@@ -166,7 +170,7 @@ class WeightsFile:
 
     def in_part(self, fit: Fit) -> str:
         """Say how a training begins with what fits of the backbone, if mmengine reads the file."""
-        if not fit.taken or fit.task.trunk != 'backbone' or fit.key not in ('state_dict', ''):
+        if fit.is_of_another_network or fit.task.trunk != 'backbone' or fit.key not in ('state_dict', ''):
             return ''
         beginning = fit.prefix + 'backbone.' * (not fit.added)
         given = f'checkpoint={self.source.file!r}' + f', prefix={beginning!r}' * bool(beginning)

@@ -16,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from overhaul.compat import save_names_that_load
 from overhaul.files.checkpoints import examples
+from overhaul.files.initial import initialise
 from overhaul.files.parts import model_of, with_preprocessor
 from overhaul.files.weights import checksum, lacking, load_teacher, starting_weights
 from overhaul.method import recipe
@@ -182,7 +183,7 @@ class OverhaulDistiller(BaseModel):
             warnings.warn(
                 'The teacher has no teacher_checkpoint: it is as its config initialises it, so there may be nothing to '
                 'learn from it.', stacklevel=3)
-            teacher.init_weights()
+            initialise(teacher, teacher.init_weights)
         else:
             missing = load_teacher(teacher, checkpoint)
         # Past nn.Module's __setattr__, which would make it a submodule.
@@ -361,7 +362,7 @@ class OverhaulDistiller(BaseModel):
         """Initialise student and connectors; the teacher and what student_checkpoint gave stay as they are."""
         before = checksum(self.teacher)
         given = {name: value.clone() for name, value in self.student.state_dict().items() if name in self._given}
-        super().init_weights()
+        initialise(self, super().init_weights)
         self.student.load_state_dict({**self.student.state_dict(), **given}, strict=False)
         if checksum(self.teacher) != before:
             raise RuntimeError('The initialisation of the student changed the teacher: they share parameters.')

@@ -204,26 +204,20 @@ class Tap:
             'module. If it is (N, tokens, channels), as most transformers have it, '
             f'{self._tokens.advice}: of class and register tokens, 0 if there are none.')
 
-    def place_extra_tokens(self, extra: int, rows: set[int]) -> None:
-        """Note whether the ``extra`` tokens come before those of the patches or after them.
-
-        Args:
-            extra: How many there are.
-            rows: Which they are, as far as that is seen.
+    def place_extra_tokens(self, extra: int, behind: int | None) -> None:
+        """Note how many of the ``extra`` tokens come ``behind`` those of the patches, as :func:`_tokens_behind` tells.
 
         Raises:
-            ValueError: If neither, or if nothing tells.
+            ValueError: If they lie among them, or nothing tells.
         """
-        count = extra + math.prod(self.size)
-        if len(rows) != extra and self._tokens.counted:
-            rows = set(range(extra))
-        patches = sorted({*range(count)} - rows)
-        if len(rows) != extra or patches[-1] - patches[0] >= len(patches):
+        if behind is None and self._tokens.counted:
+            behind = 0
+        if behind is None or behind < 0:
             raise ValueError(
-                f'{self._where} gives {count} tokens, {extra} of which {"is" if extra == 1 else "are"} no patch of the '
-                'image, and it is not known which, or they lie among the others. If they are the first ones, '
-                f'{self._tokens.advice}; else tap another module.')
-        self.layout = self.layout._replace(behind=count - 1 - patches[-1])
+                f'{self._where} gives {extra + math.prod(self.size)} tokens, {extra} of which '
+                f'{"is" if extra == 1 else "are"} no patch of the image, and it is not known which, or they lie among '
+                f'the others. If they are the first ones, {self._tokens.advice}; else tap another module.')
+        self.layout = self.layout._replace(behind=behind)
 
     def learn(self, before: Sequence[tuple[str, nn.Module, torch.Size]]) -> None:
         """Note what the dry run shows: channels, size, the batch norm behind it, and whether to copy the feature."""
@@ -317,8 +311,8 @@ class Taps:
         for tap in self.taps:
             extra = max((extra for extra, _ in tap.layout.tokens), default=0)
             if extra:
-                tap.place_extra_tokens(extra, _rows_without_image(
-                    model, input_size, extra + math.prod(tap.size)))
+                tap.place_extra_tokens(
+                    extra, _tokens_behind(model, input_size, extra, extra + math.prod(tap.size)))
         if not all(tap.layout.plain for tap in self.taps):
             self.tokens.watch()
         if stop_after_last:
@@ -366,24 +360,30 @@ class Taps:
         return reached[-1]
 
 
-def _rows_without_image(model: nn.Module, input_size: tuple[int, int], count: int) -> set[int]:
-    """Return which of ``count`` tokens have nothing of the image in them; empty if that is not seen.
+def _tokens_behind(model: nn.Module, input_size: tuple[int, int], extra: int, count: int) -> int | None:
+    """Return how many of ``extra`` tokens come after those of the patches; -1 if among them, None if that is not seen.
 
-    An image of NaN is in each patch of it, in the first sequence of that length, before its tokens are mixed.
+    An image of NaN is in each patch of it, and in no other token, before they are mixed: in the first sequence of
+    ``count`` tokens, or else in the first of another length, which may have been pooled later.
     """
-    rows: set[int] = set()
+    found: dict[bool, int] = {}
 
     def look(module: nn.Module, *values: object) -> None:
         for value in chain.from_iterable(some if isinstance(some, tuple) else [some] for some in values):
-            if isinstance(value, Tensor) and value.dim() == 3 and value.shape[:2] == (1, count):
-                rows.update((~value.isnan().any(2)).nonzero()[:, 1].tolist())
-                raise ForwardDone
+            if not isinstance(value, Tensor) or value.dim() != 3 or len(value) != 1:
+                continue
+            patches = value[0].isnan().any(1).nonzero().flatten().tolist()
+            if patches and len(patches) == value.shape[1] - extra:
+                among = patches[-1] - patches[0] >= len(patches)
+                found.setdefault(value.shape[1] == count, -1 if among else value.shape[1] - 1 - patches[-1])
+                if True in found:
+                    raise ForwardDone
 
     hooks = [register(look) for module in model.modules()
              for register in (module.register_forward_pre_hook, module.register_forward_hook)]
     with suppress(ValueError):
         blank_pass(model, input_size, hooks, lambda *size, **options: torch.full(size, math.nan, **options))
-    return rows
+    return found.get(True, found.get(False))
 
 
 def _version(feature: Tensor) -> int:

@@ -216,6 +216,14 @@ def test_extra_tokens_that_lie_nobody_knows_where_are_refused(mean):
     assert taps_of(told, (36, 64)).taps[0].size == (9, 16)
 
 
+def test_a_class_token_beside_patches_that_are_pooled_later_goes_on():
+    pytest.importorskip('timm')
+    model = build_model(dict(type='mmpretrain.TimmClassifier', model_name='pit_ti_224')).eval()
+    taps = Taps(model, ['model.transformers.1.blocks.5'], 'teacher')
+    taps.dry_run(model, (224, 224), stop_after_last=True)
+    assert (taps.taps[0].size, taps.taps[0].layout.behind) == ((14, 14), 0)
+
+
 def channels_first(sequence):
     return sequence.transpose(1, 2)
 
