@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmpretrain.models import HuggingFaceClassifier
 from mmpretrain.structures import DataSample
@@ -603,6 +604,43 @@ def test_a_table_of_timm_for_another_window(tmp_path):
     torch.testing.assert_close(table[24], large[84])  # the middle
 
 
+@pytest.mark.parametrize(('old', 'new'), [(32, 64), (64, 32), (32, (32, 64)), ((32, 64), 32)])
+def test_positions_of_timm_for_images_of_another_size(tmp_path, lines, old, new):
+    timm = pytest.importorskip('timm')
+    cfg = dict(type='mmpretrain.TimmClassifier', model_name='vit_small_patch14_reg4_dinov2', patch_size=8, depth=1,
+               num_classes=5, embed_dim=12, num_heads=2)
+    source, model = (MODELS.build(dict(cfg, img_size=size)) for size in (old, new))
+    size, was = ([length // 8 for length in net.model.patch_embed.img_size] for net in (model, source))
+    file = save(tmp_path, source.model.state_dict())
+    if old == (32, 64):  # 32 patches are no square, and nothing tells what they are
+        with pytest.raises(ValueError, match=r'pos_embed'):
+            load_weights(model, file)
+        return
+    load_weights(model, file)
+    truth = timm.layers.resample_abs_pos_embed(source.model.pos_embed, size, was, num_prefix_tokens=0)
+    assert torch.equal(model.model.pos_embed, truth)
+    assert same({**model.state_dict(), 'pos_embed': 0 * truth}, {**source.state_dict(), 'pos_embed': 0 * truth})
+    assert '1 of them adapted to it (pos_embed)' in lines[0]
+
+
+class OfTorchvision(BaseModel):
+    def __init__(self, size):
+        super().__init__()
+        self.backbone = torchvision.models.VisionTransformer(
+            size, 8, num_layers=1, num_heads=2, hidden_dim=12, mlp_dim=12, num_classes=5)
+        torch.nn.init.normal_(self.backbone.encoder.pos_embedding)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.backbone(inputs)
+
+
+def test_positions_of_torchvision_for_images_of_another_size(tmp_path, lines):
+    source, model = OfTorchvision(32), OfTorchvision(64)
+    load_weights(model, save(tmp_path, source.backbone.state_dict()))
+    truth = torchvision.models.vision_transformer.interpolate_embeddings(64, 8, source.backbone.state_dict())
+    assert same(model.backbone.state_dict(), truth)
+
+
 def test_a_deeper_or_wider_teacher_is_refused(tmp_path, state):
     deeper = {**state, 'backbone.layer3.2.conv1.weight': torch.zeros(16, 16, 3, 3)}
     with pytest.raises(ValueError, match=r'1 unexpected \(backbone\.layer3\.2'):
@@ -827,22 +865,49 @@ def test_what_is_no_weight_may_be_absent_or_too_much(tmp_path):
         assert indices and absent - set(indices) == norms
 
 
+def hugging_face(monkeypatch, network):
+    """A config of a network that answers as those of transformers do, which need not be installed."""
+    transformers = types.ModuleType('transformers')
+    transformers.AutoConfig = SimpleNamespace(from_pretrained=lambda name: None)
+    transformers.AutoModelForImageClassification = SimpleNamespace(from_config=lambda config: network())
+    monkeypatch.setitem(sys.modules, 'transformers', transformers)
+    init = HuggingFaceClassifier.__init__
+    # mmpretrain looked for the package when it was imported.
+    monkeypatch.setattr(HuggingFaceClassifier, '__init__', getattr(init, '__wrapped__', init))
+    return dict(type='mmpretrain.HuggingFaceClassifier', model_name='network')
+
+
+def test_positions_of_hugging_face_for_images_of_another_size(tmp_path, monkeypatch):
+    """The modules and tensors as transformers names them in its ViT."""
+    class Network(torch.nn.Module):
+        def __init__(self, size=64):
+            super().__init__()
+            patches = torch.nn.Module()
+            patches.projection = torch.nn.Conv2d(3, 12, 8, 8)
+            patches.image_size, patches.patch_size = (size, size), (8, 8)
+            embeddings = torch.nn.Module()
+            embeddings.patch_embeddings = patches
+            embeddings.cls_token = torch.nn.Parameter(torch.randn(1, 1, 12))
+            embeddings.position_embeddings = torch.nn.Parameter(torch.randn(1, 1 + (size // 8) ** 2, 12))
+            self.vit = torch.nn.ModuleDict(dict(embeddings=embeddings))
+            self.classifier = torch.nn.Linear(12, 5)
+
+    reference, model = Network(32), MODELS.build(hugging_face(monkeypatch, Network))
+    load_weights(model, save(tmp_path, reference.state_dict(), 'pytorch_model.bin'))
+    old, new = (net.vit.embeddings.position_embeddings for net in (reference, model.model))
+    grid = old[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+    truth = torch.nn.functional.interpolate(grid, (8, 8), mode='bicubic').flatten(2).transpose(1, 2)
+    torch.testing.assert_close(new, torch.cat([old[:, :1], truth], 1))
+
+
 def test_a_file_of_hugging_face_with_a_stand_in_for_its_network(tmp_path, monkeypatch):
-    """With a network that answers as those of transformers do, which need not be installed."""
     class Network(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.resnet = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
             self.classifier = torch.nn.Linear(4, 5)
 
-    transformers = types.ModuleType('transformers')
-    transformers.AutoConfig = SimpleNamespace(from_pretrained=lambda name: None)
-    transformers.AutoModelForImageClassification = SimpleNamespace(from_config=lambda config: Network())
-    monkeypatch.setitem(sys.modules, 'transformers', transformers)
-    init = HuggingFaceClassifier.__init__
-    # mmpretrain looked for the package when it was imported.
-    monkeypatch.setattr(HuggingFaceClassifier, '__init__', getattr(init, '__wrapped__', init))
-    cfg = dict(type='mmpretrain.HuggingFaceClassifier', model_name='resnet')
+    cfg = hugging_face(monkeypatch, Network)
     reference, model = Network(), MODELS.build(cfg)
     load_weights(model, save(tmp_path, reference.state_dict(), 'pytorch_model.bin'))
     assert same(model.model.state_dict(), reference.state_dict())
