@@ -66,7 +66,7 @@ def _load(models: dict[str, nn.Module], checkpoint: str | None) -> str:
         return f'{initial}: the config names no teacher_checkpoint.'
     teacher, file = models['teacher'], Source.of(checkpoint).file
     try:
-        missing = load_teacher(teacher, checkpoint)
+        missing = load_teacher(teacher, checkpoint, [name for name, _ in teacher.named_children()])
     except FileNotFoundError as error:
         return f"{initial}, since the teacher's are not here. {error}"
     task = task_of(teacher)

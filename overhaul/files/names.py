@@ -136,7 +136,16 @@ class Fit:
     def leave_what_is_half_there(self, learnt: Collection[str]) -> None:
         """Take nothing of a layer of which one of the ``learnt`` tensors is missing: half of it means nothing."""
         half = {name.rpartition('.')[0] for name in self.missing if name in learnt and not _is_unused(name)}
-        self.taken = {name: value for name, value in self.taken.items() if name.rpartition('.')[0] not in half}
+        self._leave([name for name in self.taken if name.rpartition('.')[0] in half])
+
+    def leave_heads_that_are_half_there(self, tapped: Collection[str]) -> None:
+        """Take nothing of a part behind the backbone of which tensors are missing, if no path of a tap is in it."""
+        half = {name.partition('.')[0] for name in self.missing if not self.in_backbone(name) and not _is_unused(name)}
+        half -= {path.partition('.')[0] for path in tapped}
+        self._leave([name for name in self.taken if not self.in_backbone(name) and name.partition('.')[0] in half])
+
+    def _leave(self, names: Collection[str]) -> None:
+        self.taken = {name: value for name, value in self.taken.items() if name not in names}
         self.missing = [name for name in self.model if name not in self.taken and not _counts(self.model[name])]
 
     def is_in(self, other: Fit) -> bool:

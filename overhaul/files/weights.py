@@ -188,7 +188,8 @@ class WeightsFile:
         _log(', '.join([f'Loaded {len(fit.taken)} tensors of {file} into the {what}', *how]) + '.')
         if fit.missing:
             _log(f'{len(fit.missing)} of {len(fit.missing) + fit.size} tensors of the {what} are not in {file}, or of '
-                 f'another shape, or of one layer with such a tensor, and stay as initialised: {examples(fit.missing)}.'
+                 'another shape, or of one layer or head with such a tensor, and stay as initialised: '
+                 f'{examples(fit.missing)}.'
                  f'{" No prediction depends on them." * fit.has_all}', logging.WARNING)
         left_out = fit.left_out + fit.unexpected + fit.mismatched
         if left_out:
@@ -249,14 +250,16 @@ def lacking(missing: Sequence[str], what: str) -> ValueError:
                       f'depends. Nothing can be learnt from random ones. {_ANOTHER}')
 
 
-def load_teacher(model: nn.Module, source: str | dict) -> list[str]:
+def load_teacher(model: nn.Module, source: str | dict, tapped: Collection[str] = ()) -> list[str]:
     """Load the weights in ``source`` into ``model``, a teacher, as far as its features need them.
 
-    The file may lack the head, have one for other classes, or one that the model lacks. What it has of the backbone
-    must fit. The names of the classes in it become the model's ``dataset_meta``.
+    The file may lack the head, have one for other classes, or one that the model lacks. Of a head that it does not
+    fill, nothing is taken, unless it is tapped. What it has of the backbone must fit. The names of the classes in it
+    become the model's ``dataset_meta``.
 
     Args:
         model, source: As :func:`load_weights` takes them.
+        tapped: Paths of the taps behind the backbone, or of parts that may have some.
 
     Returns:
         The tensors that are as they were, by name: where a feature depends on one, the file is of no use.
@@ -268,6 +271,7 @@ def load_teacher(model: nn.Module, source: str | dict) -> list[str]:
     fit = file.fit(model)
     if not fit.taken or any(name in fit.weights for name in fit.astray):
         raise file.refusal(model, fit, names=fit.astray)
+    fit.leave_heads_that_are_half_there(tapped)
     _load(model, file, fit)
     model.dataset_meta = dict(classes=file.classes)
     return fit.missing

@@ -25,7 +25,7 @@ from overhaul.method.at_once import at_once, possible
 from overhaul.method.labelled_part import LabelledPart
 from overhaul.method.memory_format import quickest
 from overhaul.method.normalization import Renormalize
-from overhaul.method.stages import auto_taps
+from overhaul.method.stages import auto_taps, head_taps
 from overhaul.method.taps import Tap, Taps, blank_batch
 from overhaul.registry import MODELS, build, nearest
 from overhaul.tasks import name_task, task_of, tell_what_is_left_out
@@ -150,7 +150,8 @@ class OverhaulDistiller(BaseModel):
 
         self._take_student(student_model, student_checkpoint, task)
         missing = self._take_teacher(
-            with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint, task)
+            with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint, task,
+            taps, tap_neck)
         self.renormalize = _renormalize(self.student, self.teacher)
 
         if taps == 'auto':
@@ -174,7 +175,9 @@ class OverhaulDistiller(BaseModel):
             student.load_state_dict({**student.state_dict(), **given}, strict=False)
         self._given = set(given)
 
-    def _take_teacher(self, cfg: dict, checkpoint: str | dict | None, task: str | None) -> list[str]:
+    def _take_teacher(
+            self, cfg: dict, checkpoint: str | dict | None, task: str | None, taps: Sequence[dict] | str,
+            tap_neck: bool) -> list[str]:
         """Build the teacher and return the names of what its checkpoint lacks."""
         teacher = revert_sync_batchnorm(build(cfg, 'teacher'))
         name_task(teacher, task, self.student)
@@ -185,7 +188,9 @@ class OverhaulDistiller(BaseModel):
                 'learn from it.', stacklevel=3)
             initialise(teacher, teacher.init_weights)
         else:
-            missing = load_teacher(teacher, checkpoint)
+            # Where the stages are found with the weights, those behind the backbone are known without.
+            tapped = head_taps(teacher, self.student) if taps == 'auto' else taps
+            missing = load_teacher(teacher, checkpoint, [tap['teacher'] for tap in tapped] + ['neck'] * tap_neck)
         # Past nn.Module's __setattr__, which would make it a submodule.
         self.__dict__['teacher'] = teacher.requires_grad_(False)
         self.teacher_is_whole = not missing

@@ -582,6 +582,24 @@ def test_a_head_of_other_classes(tmp_path, state):
     assert load_teacher(MODELS.build(timm_backbone()), timm_file) == ['head.fc.weight', 'head.fc.bias']
 
 
+@pytest.mark.parametrize(('tapped', 'taken'), [((), 0), (['backbone.layer4'], 0), (['decode_head.convs.0.bn'], 6)])
+def test_a_head_that_the_file_does_not_fill_is_taken_where_it_is_tapped_and_else_not_at_all(
+        tmp_path, lines, tapped, taken):
+    cfg = dict(type='mmseg.EncoderDecoder', backbone=dict(type='mmseg.ResNet', depth=18, base_channels=8),
+               decode_head=dict(type='mmseg.FCNHead', in_channels=64, channels=4, num_convs=1, num_classes=3,
+                                concat_input=False, norm_cfg=dict(type='BN')))
+    model = MODELS.build(cfg)
+    before = snapshot(model.decode_head)
+    cfg['decode_head']['num_classes'] = 7
+    other = {name: torch.rand_like(value) if value.is_floating_point() else value + 1
+             for name, value in MODELS.build(cfg).state_dict().items()}
+    missing = load_teacher(model, save(tmp_path, other), tapped)
+    assert sum(not torch.equal(value, before[name]) for name, value in model.decode_head.state_dict().items()) == taken
+    assert len(missing) == (2 if taken else 7) and all(name.startswith('decode_head.') for name in missing)
+    assert f'{len(missing)} of ' in lines[1] and 'of one layer or head' in lines[1]
+    assert torch.equal(model.backbone.conv1.weight, other['backbone.conv1.weight'])
+
+
 def test_weights_in_parts_are_refused_with_what_undoes_it(tmp_path):
     for change, part in (
             (lambda layer: prune.l1_unstructured(layer, 'weight', 0.5), 'weight_orig'),
