@@ -21,6 +21,7 @@ from PIL import Image
 from small_models import build_model
 from tiny_data import write_coco, write_imagenet
 
+from overhaul import cli
 from overhaul.engine.dry_run import without_downloads
 from overhaul.files.parts import model_of
 
@@ -33,30 +34,54 @@ BLOCK = re.compile(r'```(\w+)\n(.*?)```', re.DOTALL)
 TWO_ITERATIONS = [
     'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2',
     'default_hooks.logger.interval=1', 'default_hooks.summary.validate_teacher=False']
+IN_THIS_PROCESS = [
+    'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False']
+PETS = [*IN_THIS_PROCESS[::2], 'train_dataloader.batch_size=4', 'train_cfg.max_epochs=1', 'param_scheduler.T_max=1',
+        'train_dataloader.dataset.pipeline.1.scale=64', 'val_dataloader.dataset.pipeline.1.scale=64']
+ROADS = [*IN_THIS_PROCESS, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2',
+         'train_dataloader.batch_size=2', 'train_dataloader.dataset.pipeline.2.scale=(128,64)',
+         'train_dataloader.dataset.pipeline.3.crop_size=(64,64)', 'train_dataloader.dataset.pipeline.6.size=(64,64)',
+         'val_dataloader.dataset.pipeline.1.scale=(128,64)']
+FRUIT = [*IN_THIS_PROCESS, 'train_cfg.max_epochs=1', 'train_dataloader.dataset.pipeline.2.scale=(128,64)',
+         'val_dataloader.dataset.pipeline.1.scale=(128,64)']
 # What makes a training of a page a short one on small images.
 QUICK = {
     'resnet50_resnet18.py': [
         'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
         'train_cfg.max_epochs=1', 'train_dataloader.dataset.pipeline.1.scale=64'],
     'deeplab_r101_r18.py': [
-        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
-        'val_dataloader.persistent_workers=False', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
+        *IN_THIS_PROCESS, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
         'default_hooks.checkpoint.interval=2', 'train_dataloader.dataset.pipeline.2.scale=(128,64)',
         'train_dataloader.dataset.pipeline.3.crop_size=(64,128)', 'val_dataloader.dataset.pipeline.1.scale=(128,64)',
         'model.student.data_preprocessor.size=(64,128)', 'model.student.pretrained=None',
         'default_hooks.calibrate.batches=1'],
     'retinanet_r50_r18.py': [
-        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
-        'val_dataloader.persistent_workers=False', 'train_cfg.max_epochs=1',
+        *IN_THIS_PROCESS, 'train_cfg.max_epochs=1',
         'train_dataloader.dataset.pipeline.2.scale=(128,64)', 'val_dataloader.dataset.pipeline.1.scale=(128,64)',
         'model.student.backbone.init_cfg=None'],
+    'pets_r50.py': PETS, 'pets_r50_r18.py': [*PETS, 'model.teacher_checkpoint=work_dirs/pets_r50/epoch_1.pth'],
+    'roads_r50.py': [*ROADS, 'model.data_preprocessor.size=(64,64)', 'model.pretrained=None'],
+    'roads_r50_r18.py': [*ROADS, 'model.student.data_preprocessor.size=(64,64)', 'default_hooks.calibrate.batches=1',
+                         'model.student.pretrained=None', 'model.teacher_checkpoint=work_dirs/roads_r50/iter_2.pth'],
+    'fruit_r50.py': [*FRUIT, 'model.backbone.init_cfg=None'],
+    'fruit_r50_r18.py': [*FRUIT, 'model.student.backbone.init_cfg=None',
+                         'model.teacher_checkpoint=work_dirs/fruit_r50/epoch_1.pth'],
     DIGITS: [*TWO_ITERATIONS, 'val_dataloader.dataset.indices=20'],
     DIGITS.replace('.py', '_unlabelled.py'): [*TWO_ITERATIONS, 'val_dataloader.dataset.indices=20'],
     SCENES: [*TWO_ITERATIONS, 'val_dataloader.dataset.length=4'],
     BOXES: [*TWO_ITERATIONS, 'val_dataloader.dataset.length=4', 'model.student.test_cfg.score_thr=0'],
 }
+# Whose weights the pages download, by how the name of the file begins.
+DOWNLOADS = {
+    'resnet18': 'mmpretrain::resnet/resnet18_8xb32_in1k.py',
+    'resnet50': 'mmpretrain::resnet/resnet50_8xb32_in1k.py',
+    'deeplabv3plus_r50': 'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-40k_voc12aug-512x512.py',
+    'deeplabv3plus_r101': 'mmseg::deeplabv3plus/deeplabv3plus_r101-d8_4xb2-80k_cityscapes-512x1024.py',
+    'retinanet_r50': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'}
 QUICK_DRY_RUN = ['train_dataloader.batch_size=2', 'model.input_size=(64,64)']
-LAST_CHECKPOINT = {'epoch_100.pth': 'epoch_1.pth', 'epoch_12.pth': 'epoch_1.pth', 'iter_80000.pth': 'iter_2.pth',
+LAST_CHECKPOINT = {'epoch_100.pth': 'epoch_1.pth', 'epoch_30.pth': 'epoch_1.pth', 'epoch_12.pth': 'epoch_1.pth',
+                   'iter_80000.pth': 'iter_2.pth', 'iter_4000.pth': 'iter_2.pth',
                    'iter_600.pth': 'iter_2.pth', 'iter_200.pth': 'iter_2.pth'}
 
 numbers = count()
@@ -74,20 +99,42 @@ def write_cityscapes(root):
                 image.save(root / folder / split / f'{i}_{suffix}.png')
 
 
-def write_teacher(config, folder):
-    """Write random weights where the download of the page's teacher would be."""
-    text = ''.join(re.findall(r"'([^']*)'", re.search(r'teacher_checkpoint=\((.*?)\)', config, re.DOTALL)[1]))
-    teacher = model_of(re.search(r"teacher='(.*?)'", config)[1])
-    without_downloads(teacher)
-    teacher = build_model(teacher)
-    torch.save(dict(meta={}, state_dict=teacher.state_dict()), folder / Path(text).name)
+def write_downloads(config, folder):
+    """Write random weights where what the page downloads would be, of the model that the address names."""
+    for address in re.findall(r"https://[^']*/(?:'\s*')?([^/']*\.pth)'", config):
+        model = model_of(next(name for beginning, name in DOWNLOADS.items() if address.startswith(beginning)))
+        without_downloads(model)
+        torch.save(dict(meta={}, state_dict=build_model(model).state_dict()), folder / address)
+
+
+def write_pictures(folder, suffix='jpg', values=256, channels=(3, )):
+    """Two pictures with random pixels."""
+    folder.mkdir(parents=True)
+    pixels = np.random.RandomState(0).randint(0, values, (2, 64, 64, *channels), dtype=np.uint8)
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / f'{number}.{suffix}')
+
+
+def write_masks(root):
+    """Four pictures with masks of two classes, two of them to validate on."""
+    for split in ('train', 'val'):
+        write_pictures(root / split / 'images')
+        write_pictures(root / split / 'masks', 'png', values=2, channels=())
+
+
+def write_fruit(root):
+    """Images with boxes, laid out as the page has them."""
+    write_coco(root, classes=('apple', 'pear'))
+    for split in ('train', 'val'):
+        (root / f'{split}2017').rename(root / split)
+        (root / f'annotations/instances_{split}2017.json').rename(root / f'{split}.json')
 
 
 def run(command):
     """Run a command of the page, in this process, and return what it prints."""
-    _, tool, *arguments = shlex.split(command)
+    program, tool, *arguments = shlex.split(command)
     arguments = [re.sub(r'\w+\.pth$', lambda name: LAST_CHECKPOINT.get(name[0], name[0]), word) for word in arguments]
-    if tool == 'tools/train.py':
+    if tool in ('train', 'tools/train.py'):
         if '--cfg-options' in arguments:
             index = arguments.index('--cfg-options')
             arguments, given = arguments[:index], arguments[index + 1:]
@@ -103,8 +150,11 @@ def run(command):
         arguments += ['--cfg-options', f'experiment_name={name}', *visualizer, *options, *given]
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(sys, 'argv', [str(ROOT / tool), *arguments])
-        runpy.run_path(sys.argv[0], run_name='__main__')
+        if program == 'overhaul':
+            cli.main([tool, *arguments])
+        else:
+            patch.setattr(sys, 'argv', [str(ROOT / tool), *arguments])
+            runpy.run_path(sys.argv[0], run_name='__main__')
     return printed.getvalue()
 
 
@@ -126,6 +176,11 @@ def test_the_walk_through_can_be_walked(section, tmp_path, monkeypatch):
     else:
         write_imagenet(tmp_path / 'data/imagenet', train=8, val=4)
     text = re.search(rf'^## {section}\n(.*?)(?=^## |\Z)', PAGE, re.DOTALL | re.MULTILINE)[1]
+    walk(text, tmp_path)
+
+
+def walk(text, folder):
+    """Do what a page tells to do, and compare what comes out with what it shows."""
     printed, done = '', set()
     for language, block in BLOCK.findall(text):
         done.add(language)
@@ -134,16 +189,37 @@ def test_the_walk_through_can_be_walked(section, tmp_path, monkeypatch):
             printed = ''.join(run(command) for command in block.replace('\\\n', ' ').splitlines())
         elif language == 'python' and block.startswith('_base_'):
             Path(re.findall(r'Save as `(.+?)`', before)[-1]).write_text(block)
-            write_teacher(block, tmp_path / 'hub/checkpoints')
+            write_downloads(block, folder / 'hub/checkpoints')
         elif language == 'python':
             with contextlib.redirect_stdout(io.StringIO()) as output:
                 exec(block, {})
             printed = output.getvalue()
-        else:
+        elif printed:
             actual = shape_of(printed)
             for line in block.strip().splitlines():
                 assert all(part.strip() in actual for part in shape_of(line).split('...')), line
     assert done == {'bash', 'python', 'text'}
+
+
+OWN_DATA = {
+    'A folder for each class': lambda folder: [
+        write_pictures(folder / 'data/pets' / split / name) for split in ('train', 'val')
+        for name in ('cat', 'dog', 'rabbit')],
+    'Images and masks': lambda folder: write_masks(folder / 'data/roads'),
+    'Boxes in a COCO file': lambda folder: write_fruit(folder / 'data/fruit'),
+}
+
+
+@pytest.mark.parametrize('section', OWN_DATA)
+def test_a_model_of_data_of_ones_own(section, tmp_path, monkeypatch):
+    if 'COCO' in section:
+        pytest.importorskip('mmdet')
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'hub/checkpoints').mkdir(parents=True)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    OWN_DATA[section](tmp_path)
+    page = (ROOT / 'docs/your_own_data.md').read_text()
+    walk(re.search(rf'^## {section}\n(.*?)(?=^## |\Z)', page, re.DOTALL | re.MULTILINE)[1], tmp_path)
 
 
 def test_the_page_of_images_without_labels_can_be_walked(tmp_path, monkeypatch):
