@@ -113,6 +113,11 @@ def dicts_in(part: object) -> Iterator[dict]:
         yield from dicts_in(child)
 
 
+def counted(number: int, one: str, more: str = '') -> str:
+    """Return ``number`` with the words for ``one``, or for ``more`` of them (default: with an s), for a message."""
+    return f'{number} {one if number == 1 else more or f"{one}s"}'
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return up to three of ``names`` that look most like ``name``, for an error message; else the first 20."""
     names = sorted(set(names))

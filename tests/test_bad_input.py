@@ -119,7 +119,7 @@ COMMAND_LINES = {
     'resume from a folder': ([*TRAIN, '--resume', 'work_dirs'], r'"work_dirs" is a folder', 1),
     'resume from weights': ([*TRAIN, '--resume', TEACHER], r'nothing to resume', 1),
     'resume from a work dir of damaged files': (
-        [*TRAIN, '--resume', '--work-dir', 'work_dirs/earlier'], r'None of the 1 checkpoints', 1),
+        [*TRAIN, '--resume', '--work-dir', 'work_dirs/earlier'], r'Not even the one checkpoint', 1),
     'test of a file that is not there': (['test.py', CONFIG, 'nowhere.pth'], r'"nowhere\.pth" does not exist', 1),
     'test of another model': (['test.py', CONFIG, TEACHER], r'does not fit the ImageClassifier', 1),
     'tta that the config has not': (['test.py', CONFIG, '--teacher', '--tta'], r'--tta needs tta_model', 1),
@@ -143,6 +143,9 @@ OPTIONS = {
     'no key': ('=3', r'takes KEY=VALUE', 2),
     'unknown part': ('modle.input_size=3', r'has no "modle"\. Nearest: model'),
     'key below a number': ('model.student.backbone.depth.more=1', r'does not fit the config'),
+    'key below a file that is none': ('load_from.file=nowhere.pth', r'"nowhere\.pth" does not exist'),
+    'another key of a file': (
+        'model.teacher_checkpoint.key=ema', r'has no weights under the key "ema". It has "state_dict"'),
     'index beyond the list': ('model.taps.7.teacher=backbone.bn1', r'Index 7'),
     # Components
     'unknown key of the distiller': ('model.distil_loss.loss_weight=1', r'key "distil_loss"\. Nearest: distill_loss'),
@@ -331,7 +334,8 @@ def test_weights_that_are_not_finite(refused):
     state = read_checkpoint(TEACHER)['state_dict']
     state['backbone.block2.0.conv1.weight'][0] = float('nan')
     torch.save({'state_dict': state}, 'teacher.pth')
-    check(refused(TRAIN, ['model.teacher_checkpoint=teacher.pth']), r'1 tensors .+ hold NaN .+block2\.0\.conv1\.weight')
+    check(refused(TRAIN, ['model.teacher_checkpoint=teacher.pth']),
+          r'NaN or infinite values in 1 tensor .+block2\.0\.conv1\.weight')
 
 
 def test_the_right_input_is_not_refused(tmp_path, monkeypatch):

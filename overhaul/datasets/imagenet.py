@@ -7,7 +7,7 @@ from mmpretrain.datasets import ImageNet as MMPretrainImageNet
 from mmpretrain.datasets.custom import find_folders
 
 from overhaul.datasets.presence import TellsUnreadableImages, check_images
-from overhaul.registry import DATASETS
+from overhaul.registry import DATASETS, counted
 
 _URL = 'https://image-net.org/download-images'
 _LABELS_URL = 'https://download.openmmlab.com/mmclassification/datasets/imagenet/meta/caffe_ilsvrc12.tar.gz'
@@ -44,8 +44,8 @@ class ImageNet(TellsUnreadableImages, MMPretrainImageNet):
             folders, _ = find_folders(self.img_prefix)
             if len(folders) != len(self.CLASSES):
                 raise FileNotFoundError(
-                    f'"{self.img_prefix}" has {len(folders)} class folders where {len(self.CLASSES)} are expected, and '
-                    f'there is no list of labels. {how_to_get}')
+                    f'"{self.img_prefix}" has {counted(len(folders), "class folder")} where {len(self.CLASSES)} are '
+                    f'expected, and there is no list of labels. {how_to_get}')
         try:
             data_list = super().load_data_list()
         except RuntimeError:  # what mmpretrain raises for folders without images
@@ -59,6 +59,6 @@ class ImageNet(TellsUnreadableImages, MMPretrainImageNet):
         wrong = [data for data in data_list if not 0 <= data.get('gt_label', 0) < classes]
         if wrong:
             raise ValueError(
-                f'"{source}" has {len(wrong)} images with a label that is not in 0 to {classes - 1}: '
+                f'"{source}" has {counted(len(wrong), "image")} with a label that is not in 0 to {classes - 1}: '
                 f'"{wrong[0]["img_path"]}" has {wrong[0]["gt_label"]}. {how_to_get}')
         return data_list

@@ -18,7 +18,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch.utils.data import DataLoader, Dataset
 
 from overhaul.datasets.presence import TellsUnreadableImages, check_images
-from overhaul.registry import DATASETS, TRANSFORMS
+from overhaul.registry import DATASETS, TRANSFORMS, counted
 from overhaul.tasks import mark_unlabelled, stand_in
 
 _ENDINGS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -247,8 +247,8 @@ def _tell_of_images_in_both(*datasets: Dataset) -> None:
     both = len(labelled & unlabelled)
     if both:
         print_log(
-            f'{both} of {len(labelled)} images with labels are among those without labels, too: without their labels '
-            'they are as good as any other.', 'current')
+            f'{both} of {counted(len(labelled), "image")} with labels {"is" if both == 1 else "are"} among those '
+            'without labels, too: without their labels they are as good as any other.', 'current')
 
 
 def _images(dataset: Dataset) -> Iterator[str | bytes]:

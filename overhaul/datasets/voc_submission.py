@@ -10,7 +10,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from PIL import Image
 
-from overhaul.registry import METRICS, is_type, type_name
+from overhaul.registry import METRICS, counted, is_type, type_name
 
 # Competition 6: segmentation with any training data, as the SBD masks and pretrained backbones are.
 _FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'
@@ -71,5 +71,6 @@ class VOCSubmission(BaseMetric):
         with tarfile.open(archive, 'w:gz') as tar:
             for name in sorted(set(results)):
                 tar.add(self.folder / _FOLDER / name, arcname=f'{_FOLDER}/{name}')
-        print_log(f'{len(set(results))} masks are in {archive}. Upload it at {_SERVER} (VOC2012, comp6).', 'current')
+        masks = counted(len(set(results)), 'mask is', 'masks are')
+        print_log(f'{masks} in {archive}. Upload it at {_SERVER} (VOC2012, comp6).', 'current')
         return dict(images=len(set(results)))

@@ -110,9 +110,9 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
         except ValueError as error:
             print_log(f'Passed over: {error}', 'current', logging.WARNING)
     if numbers:
+        what = f'None of the {len(numbers)} checkpoints' if len(numbers) > 1 else 'Not even the one checkpoint'
         raise ValueError(
-            f'None of the {len(numbers)} checkpoints in "{work_dir}" can be read. To start anew, choose another '
-            '--work-dir, or move them away.')
+            f'{what} in "{work_dir}" can be read. To start anew, choose another --work-dir, or clear this one.')
     return None
 
 

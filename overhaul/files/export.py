@@ -17,7 +17,7 @@ from overhaul.files.onnx_graph import OnnxGraph
 from overhaul.files.parts import build_plain, plain_model, task_name
 from overhaul.files.settings import read_config
 from overhaul.files.weights import load_weights
-from overhaul.registry import DATASETS, MODELS, build, is_type, short_name, type_name
+from overhaul.registry import DATASETS, MODELS, build, counted, is_type, short_name, type_name
 from overhaul.tasks import name_task, task_of
 from overhaul.whole import write_whole
 
@@ -126,8 +126,8 @@ def _write_weights(model: nn.Module, path: Path, dataset_meta: dict, name: str |
     content = dict(state_dict=state, meta=dict(overhaul_version=__version__, dataset_meta=dataset_meta))
     write_whole(path, lambda draft: torch.save(content, draft))
     classes = dataset_meta.get('classes', [])
-    known = f', with the names of {len(classes)} classes' if classes else ''
-    return f'{path}: {len(state)} tensors of the {name or type(model).__name__}{known}'
+    known = f', with the names of {counted(len(classes), "class", "classes")}' if classes else ''
+    return f'{path}: {counted(len(state), "tensor")} of the {name or type(model).__name__}{known}'
 
 
 def _write_config(plain: Config, path: Path, first_line: str) -> str:

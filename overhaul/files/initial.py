@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from overhaul.files.checkpoints import PLAIN_KEYS, examples
 from overhaul.files.weights import Source, WeightsFile
-from overhaul.registry import is_type
+from overhaul.registry import counted, is_type
 
 _SAMPLES = 16
 
@@ -65,7 +65,8 @@ def _check_that_it_came(path: str, module: nn.Module, cfg: dict) -> None:
     layers = fit.layers_of_another_shape
     if 2 * came >= len(own) and len(layers) < 2:
         return
-    what = (f'only {came} of its {len(own)} tensors of learnt numbers came from there' if 2 * came < len(own) else
+    what = (f'only {came} of {counted(len(own), "tensor")} of learnt numbers came from there'
+            if 2 * came < len(own) else
             f'{len(layers)} of its layers have another shape there ({examples(layers)})')
     where = f'the init_cfg of "{path}"' if path else 'its init_cfg'
     raise ValueError(

@@ -25,6 +25,8 @@ from overhaul.registry import how_to_install, nearest, type_name
 _ABSENT_PARTS = {
     *inspect.signature(Runner.__init__).parameters, 'compile', 'custom_imports', 'find_unused_parameters',
     'model_wrapper_cfg'} - {'self', 'cfg'}
+# What takes the name of a file, or a dict that has one.
+_SOURCES = ('load_from', 'teacher_checkpoint', 'student_checkpoint')
 # The hooks that mmengine puts into default_hooks by itself, and leaves out where they are None.
 _HOOKS_OF_MMENGINE = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}
 # Numbers that mmengine does not check and fails with later, and the least and greatest of each.
@@ -111,10 +113,29 @@ def _merge(cfg: Config, overrides: dict) -> None:
             raise ValueError(
                 f'--cfg-options sets "{key}", and the config has no "{part}". Nearest: '
                 f'{", ".join(inside) or nearest(part, {*cfg, *_ABSENT_PARTS})}.')
+    for key in overrides:
+        _make_room(cfg, key)
     try:
         cfg.merge_from_dict(overrides)
     except (KeyError, TypeError) as error:
         raise ValueError(f'--cfg-options does not fit the config: {error.args[0]}.') from error
+
+
+def _make_room(cfg: Config, key: str) -> None:
+    """Let ``key``, as ``'load_from.key'``, be set in ``cfg`` where it has None, or the name of a file, before a dot."""
+    *parts, _ = key.split('.')
+    inside = cfg
+    for depth, part in enumerate(parts, 1):
+        if not isinstance(inside, dict | Config):
+            return  # a list, by numbers
+        value = inside.get(part, {})
+        if value is None or isinstance(value, str) and part in _SOURCES:
+            inside[part] = value = {} if value is None else dict(file=value)
+        elif not isinstance(value, dict | list | tuple):
+            raise ValueError(
+                f'--cfg-options does not fit the config: "{key}" is a part of {".".join(parts[:depth])}, which is '
+                f'{value!r} there. Set that itself.')
+        inside = inside.get(part, {})
 
 
 def _check_numbers(cfg: Config) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from overhaul.files.adapted import adapted
 from overhaul.files.checkpoints import PLAIN_KEYS, classes_in, examples, lists_in, read_checkpoint, weights_in
 from overhaul.files.names import Fit, fits, misfit, rivals
-from overhaul.registry import nearest
+from overhaul.registry import counted, nearest
 from overhaul.tasks import student_of
 
 _ANOTHER = (
@@ -100,10 +100,11 @@ class WeightsFile:
         empty = [name for weights in self.sets.values() for name, value in weights.items()
                  if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided)]
         if empty:
+            what = counted(len(empty), 'tensor that has no values (device "meta") or is sparse',
+                           'tensors that have no values (device "meta") or are sparse')
             raise ValueError(
-                f'{len(empty)} tensors of the checkpoint "{source.file}" have no values (device "meta") or are sparse '
-                f'({examples(empty)}), and a model takes neither. Nothing was loaded. Save the weights as they are '
-                'when the model runs, sparse ones with to_dense().')
+                f'The checkpoint "{source.file}" has {what} ({examples(empty)}), and a model takes neither. Nothing was loaded. '
+                'Save the weights as they are when the model runs, sparse ones with to_dense().')
 
     def fit(self, model: nn.Module) -> Fit:
         """Return the best fit to ``model``.
@@ -141,22 +142,24 @@ class WeightsFile:
         """Refuse weights that are none.
 
         Raises:
-            ValueError: If one is NaN or infinite; if one is quantised, an integer, complex or of 8 bits, where the
-                model has a real number.
+            ValueError: If one is NaN or infinite, or a variance and negative; if one is quantised, an integer, complex
+                or of 8 bits, where the model has a real number.
         """
         foreign = [f'{name} {str(value.dtype).removeprefix("torch.")}' for name, value in fit.taken.items()
                    if fit.model[name].is_floating_point() and not (value.is_floating_point() and value.itemsize > 1)]
         if foreign:
             raise ValueError(
-                f'{len(foreign)} tensors of the checkpoint "{self.source.file}" are no real numbers, as those of the '
-                f'model are ({examples(foreign)}): weights that were quantised mean something only with the scale that '
-                'belongs to them. Nothing was loaded. Take the file from before the conversion.')
-        wrong = [name for name, value in fit.taken.items() if not value.isfinite().all()]
-        if wrong:
-            raise ValueError(
-                f'{len(wrong)} tensors of the checkpoint "{self.source.file}" hold NaN or infinite values '
-                f'({examples(wrong)}): the training that it is from went wrong, or the file is damaged. Nothing was '
-                'loaded. Take an earlier one.')
+                f'The checkpoint "{self.source.file}" has {counted(len(foreign), "tensor")} of no real numbers, as '
+                f'those of the model are ({examples(foreign)}): weights that were quantised mean something only with '
+                'the scale that belongs to them. Nothing was loaded. Take the file from before the conversion.')
+        infinite = [name for name, value in fit.taken.items() if not value.isfinite().all()]
+        negative = [name for name, value in fit.taken.items() if name.endswith('running_var') and (value < 0).any()]
+        for wrong, what in ((infinite, 'NaN or infinite values'), (negative, 'negative variances')):
+            if wrong:
+                raise ValueError(
+                    f'The checkpoint "{self.source.file}" has {what} in {counted(len(wrong), "tensor")} '
+                    f'({examples(wrong)}): the training that it is from went wrong, or the file is damaged. Nothing '
+                    'was loaded. Take an earlier one.')
 
     def refusal(self, model: nn.Module, fit: Fit, hint: str = '', names: Collection[str] | None = None) -> ValueError:
         """Return what to raise where ``fit`` is not enough, in all tensors or in those of ``names``."""
@@ -185,15 +188,17 @@ class WeightsFile:
         how += ['with "{}" as "{}"'.format(*fit.renamed)] if fit.renamed else []
         if fit.adapted:
             how.append(f'{len(fit.adapted)} of them adapted to it ({examples(fit.adapted)})')
-        _log(', '.join([f'Loaded {len(fit.taken)} tensors of {file} into the {what}', *how]) + '.')
+        _log(', '.join([f'Loaded {counted(len(fit.taken), "tensor")} of {file} into the {what}', *how]) + '.')
         if fit.missing:
-            _log(f'{len(fit.missing)} of {len(fit.missing) + fit.size} tensors of the {what} are not in {file}, or of '
-                 'another shape, or of one layer or head with such a tensor, and stay as initialised: '
+            _log(f'{len(fit.missing)} of {counted(len(fit.missing) + fit.size, "tensor")} of the {what} '
+                 f'{"is" if len(fit.missing) == 1 else "are"} not in {file}, or of another shape, or of one layer or '
+                 f'head with such a tensor, and {"stays" if len(fit.missing) == 1 else "stay"} as initialised: '
                  f'{examples(fit.missing)}.'
                  f'{" No prediction depends on them." * fit.has_all}', logging.WARNING)
         left_out = fit.left_out + fit.unexpected + fit.mismatched
         if left_out:
-            _log(f'Left out {len(left_out)} tensors of {file} for which the model has no place: {examples(left_out)}.')
+            _log(f'Left out {counted(len(left_out), "tensor")} of {file} for which the model has no place: '
+                 f'{examples(left_out)}.')
         for other in self._fits(model)[1:]:
             if 2 * other.size > fit.size and not other.is_in(fit):
                 note = _NOTES.get(other.key, '')
@@ -246,8 +251,8 @@ def load_weights(model: nn.Module, source: str | dict) -> None:
 
 def lacking(missing: Sequence[str], what: str) -> ValueError:
     """Return what to raise where tensors are ``missing`` in a teacher's file on which ``what`` of it depends."""
-    return ValueError(f'The teacher_checkpoint lacks {len(missing)} tensors ({examples(missing)}), on which {what} '
-                      f'depends. Nothing can be learnt from random ones. {_ANOTHER}')
+    return ValueError(f'The teacher_checkpoint lacks {counted(len(missing), "tensor")} ({examples(missing)}), on '
+                      f'which {what} depends. Nothing can be learnt from random ones. {_ANOTHER}')
 
 
 def load_teacher(model: nn.Module, source: str | dict, tapped: Collection[str] = ()) -> list[str]:

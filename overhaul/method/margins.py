@@ -6,7 +6,7 @@ import torch
 from mmengine import dist
 from torch import Tensor, nn
 
-from overhaul.registry import MODELS
+from overhaul.registry import MODELS, counted
 
 # Below this share of negative responses the official code gives the truncated mean up for -3 sigma.
 _LEAST_NEGATIVE_SHARE = 1e-3
@@ -73,9 +73,9 @@ class MarginReLU(nn.Module):
             source = 'data' if norm is None else 'batch_norm'
         if source == 'batch_norm' and norm is None:
             raise ValueError(
-                f'No batch norm of {channels} channels feeds the teacher tap, so there is none to take the margins '
-                'from. Name one with margin_norm="path.of.batch_norm" in that tap, or estimate the margins: '
-                'margin=dict(type="MarginReLU", source="data").')
+                f'No batch norm of {counted(channels, "channel")} feeds the teacher tap, so there is none to take '
+                'the margins from. Name one with margin_norm="path.of.batch_norm" in that tap, or estimate the '
+                'margins: margin=dict(type="MarginReLU", source="data").')
         if source in _SAME_MARGIN:
             margin = torch.full((channels, ), _SAME_MARGIN[source])
         else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from mmengine.optim import OptimWrapper
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, Registry, build_from_cfg
 from torch import nn
 
@@ -50,6 +51,14 @@ def _build(kind: type, cfg: dict, registry: Registry, **arguments: object) -> Ca
             seen, recipe = as_student(bare), {**cfg, 'paramwise_cfg': paramwise or None}
         try:
             return build_from_cfg(recipe, registry, **arguments)(seen)
+        except (TypeError, KeyError, NameError) as error:  # of what paramwise_cfg lacks, deep in a constructor
+            if not _is_of_a_package(error):
+                raise
+            raise ValueError(
+                f'The {type_name(cfg)} of the optimizer fails with '
+                f'paramwise_cfg={dict(cfg.get("paramwise_cfg") or {})} ({type(error).__name__}: {error}). Those '
+                'of mmseg and mmdet need num_layers, the depth of the backbone, decay_rate, and decay_type='
+                '"layer_wise" or "stage_wise"; the LayerDecayOptimizerConstructor num_layers and layer_decay_rate.') from error
         except NotImplementedError as error:
             backbone = getattr(seen, 'backbone', seen)
             raise ValueError(
@@ -60,6 +69,13 @@ def _build(kind: type, cfg: dict, registry: Registry, **arguments: object) -> Ca
                 "paramwise_cfg=dict(custom_keys={'backbone.layer1': dict(lr_mult=0.25)}).") from error
 
     return construct
+
+
+def _is_of_a_package(error: Exception) -> bool:
+    """Return whether the code of a constructor raised ``error``, and not that of mmengine."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    of_constructor = isinstance(frame.f_locals.get('self'), DefaultOptimWrapperConstructor)
+    return of_constructor and not frame.f_globals['__name__'].startswith('mmengine.')
 
 
 def _as_keys_of_student(paramwise: Mapping[str, object], distiller: nn.Module) -> dict[str, dict]:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from overhaul.method.taps import blank_pass
 from overhaul.method.tokens import Layout, Tokens
+from overhaul.registry import counted
 from overhaul.tasks import task_of
 
 # Gates such as Sigmoid are left out: what enters them is no feature.
@@ -319,7 +320,8 @@ class _Trace:
             return self.calls
         if not any(block.outputs for block in blocks):
             raise ValueError(
-                f'taps="auto" can read none of the {len(blocks)} blocks of the {type(self._tokens.entry).__name__}: '
+                f'taps="auto" can read none of the {counted(len(blocks), "block")} of the '
+                f'{type(self._tokens.entry).__name__}: '
                 f'"{blocks[-1].path}" {blocks[-1].refusal}')
         around = [call.path for call in blocks[0].inside
                   if not isinstance(call.module, nn.Sequential) and all(call in block.inside for block in blocks)]

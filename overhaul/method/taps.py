@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from overhaul.method.tokens import Layout, Tokens
+from overhaul.registry import counted
 from overhaul.tasks import task_of
 
 # A batch norm on one of these branches does not scale the feature that the residual block computes.
@@ -121,9 +122,9 @@ class Tap:
         self.calls += 1
         if self._received:
             raise ValueError(
-                f'{self._where} runs {self.calls} times in this forward pass, and ran {self._calls_of_dry_run} times in'
-                ' the dry run, so that the last time is not known. Tap a module that runs once, or set at_once=False in'
-                ' the model.')
+                f'{self._where} runs {counted(self.calls, "time")} in this forward pass, and ran '
+                f'{counted(self._calls_of_dry_run, "time")} in the dry run, so that the last time is not known. Tap a '
+                'module that runs once, or set at_once=False in the model.')
         self._cut_off = self._with_gradient and not torch.is_grad_enabled()
         compiling = torch.compiler.is_compiling()
         in_time = self._receive is not None and self.calls == self._calls_of_dry_run
@@ -189,8 +190,8 @@ class Tap:
         # Of the call that counts: others of a shared module may give other numbers.
         if feature.shape[1] != self.channels:
             raise ValueError(
-                f'{self._where} gives {feature.shape[1]} channels, and gave {self.channels} when the model was built: '
-                f'something has replaced a module of the {self.owner}. Let it have as many.')
+                f'{self._where} gives {counted(feature.shape[1], "channel")}, and gave {self.channels} when the '
+                f'model was built: something has replaced a module of the {self.owner}. Let it have as many.')
 
     def _undecided(self, feature: Tensor) -> str:
         """Say that it is not known which dimension of ``feature`` has the channels, and what to do."""
@@ -214,9 +215,9 @@ class Tap:
             behind = 0
         if behind is None or behind < 0:
             raise ValueError(
-                f'{self._where} gives {extra + math.prod(self.size)} tokens, {extra} of which '
-                f'{"is" if extra == 1 else "are"} no patch of the image, and it is not known which, or they lie among '
-                f'the others. If they are the first ones, {self._tokens.advice}; else tap another module.')
+                f'{self._where} gives {extra + math.prod(self.size)} tokens, of which '
+                f'{counted(extra, "is no patch", "are no patches")} of the image, and it is not known which, or they '
+                f'lie among the others. If they are the first ones, {self._tokens.advice}; else tap another module.')
         self.layout = self.layout._replace(behind=behind)
 
     def learn(self, before: Sequence[tuple[str, nn.Module, torch.Size]]) -> None:

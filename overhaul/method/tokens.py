@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from overhaul.registry import counted
 from overhaul.tasks import task_of
 
 # How many tokens a transformer has beside those of its patches: in mmpretrain, and in timm.
@@ -210,18 +211,20 @@ class Tokens:
             return text + 'Choose a module inside it, before the pooling or flattening.'
         images, *size = self.image
         if len(output) != images:
-            return text + f'These are {len(output)} parts of {images} images: choose a module around it.'
+            return text + (f'These are {counted(len(output), "part")} of {counted(images, "image")}: choose a module '
+                           'around it.')
         if self._own_order:
             return text + 'The backbone keeps its tokens in an order of its own: tap a module that gives a map.'
         if output.shape[1] <= (self.extra or 0):
             return text + (
-                f'The backbone has {self.extra} class and register tokens, and here are no others: tap a module that '
-                'gives those of the patches too.')
-        told = 'tells of no' if self.extra is None else f'has {self.extra}'
+                f'The backbone has {counted(self.extra, "class or register token")}, and here are no others: tap a '
+                'module that gives those of the patches too.')
+        told = 'tells of no class and register tokens' if self.extra is None else (
+            f'has {counted(self.extra, "class or register token")}')
         fit = 'more than one map' if self._possible(output.shape[1], known=known.tokens) else 'no map'
         return text + (
-            f'{output.shape[1]} tokens fit {fit} of an image of {size[0]}x{size[1]} with patches of '
-            f'{self._stride[0]}x{self._stride[1]}; the backbone {told} class and register tokens. If that is not so, '
+            f'{counted(output.shape[1], "token fits", "tokens fit")} {fit} of an image of {size[0]}x{size[1]} with '
+            f'patches of {self._stride[0]}x{self._stride[1]}; the backbone {told}. If that is not so, '
             f'{self.advice}; else tap a module that gives a map (N, C, H, W), or tokens with their (H, W).')
 
     @property

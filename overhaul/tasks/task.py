@@ -14,7 +14,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from overhaul.registry import TASKS, nearest
+from overhaul.registry import TASKS, counted, nearest
 from overhaul.tasks.results import Quote
 
 # What networks call what comes behind their features, where it lies among them.
@@ -147,8 +147,9 @@ class Task:
         """Return why the model cannot be trained on ``dataset``, and what to do; None if it can."""
         own, given = self.num_classes, classes_of(dataset)
         if own and own < given:
-            return (f'The {type(self.model).__name__} has num_classes={own}, and the training data have {given} '
-                    'classes: there would be labels that it does not know. Give its head as many.')
+            return (f'The {type(self.model).__name__} has num_classes={own}, and the training data have '
+                    f'{counted(given, "class", "classes")}: there would be labels that it does not know. Give its head '
+                    'as many.')
         return None
 
     def cut_loss(self, cut: Callable[[object], object], taps: Sequence[str]) -> None:
@@ -186,7 +187,7 @@ class Task:
             return 'it has another task: it is of type {}, and the student of type {}'.format(*kinds)
         classes = classes_of(dataset) or student.num_classes
         if self.num_classes and classes and self.num_classes != classes:
-            return f'it tells {self.num_classes} classes apart, and the data have {classes}'
+            return f'it tells {counted(self.num_classes, "class", "classes")} apart, and the data have {classes}'
         return _other_names(_names(self.model, 'dataset_meta'), _names(dataset, 'metainfo'))
 
     def chance(self, classes: int, images: int) -> dict[str, float]:

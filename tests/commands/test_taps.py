@@ -144,5 +144,5 @@ def test_what_a_file_lacks_of_a_trunk_is_told_by_whole_names(monkeypatch):
     timm.model = nn.Linear(1, 1)
     timm.state_dict = lambda: dict(weight=timm.model.weight)  # without the trunk, as TimmClassifier has it
     monkeypatch.setattr(taps, 'load_teacher', lambda *_: ['weight'])
-    with pytest.raises(ValueError, match='lacks 1 tensors .weight., on which its Linear depends'):
+    with pytest.raises(ValueError, match='lacks 1 tensor .weight., on which its Linear depends'):
         taps._load(dict(teacher=timm, student=timm), 'a.pth')

@@ -582,6 +582,13 @@ def test_a_head_of_other_classes(tmp_path, state):
     assert load_teacher(MODELS.build(timm_backbone()), timm_file) == ['head.fc.weight', 'head.fc.bias']
 
 
+def test_a_negative_variance_is_refused(tmp_path, state):
+    state = {**state, 'backbone.bn1.running_var': -torch.ones_like(state['backbone.bn1.running_var'])}
+    for load in (load_weights, load_teacher, starting_weights):
+        with pytest.raises(ValueError, match=r'negative variances in 1 tensor \(backbone\.bn1\.running_var\)'):
+            load(MODELS.build(small()), save(tmp_path, state))
+
+
 @pytest.mark.parametrize(('tapped', 'taken'), [((), 0), (['backbone.layer4'], 0), (['decode_head.convs.0.bn'], 6)])
 def test_a_head_that_the_file_does_not_fill_is_taken_where_it_is_tapped_and_else_not_at_all(
         tmp_path, lines, tapped, taken):

@@ -156,6 +156,18 @@ def test_a_backbone_whose_layers_no_constructor_knows_is_refused_in_words(recipe
     assert cfg is not RESNET or {value['lr'] for value in by_name.values()} == {1.0, 0.25}
 
 
+@pytest.mark.parametrize(('kind', 'paramwise', 'what'), [
+    ('Learning', dict(decay_rate=0.5, decay_type='layer_wise'), 'TypeError'),
+    ('Learning', dict(num_layers=3, decay_type='layer_wise'), 'TypeError'),
+    ('Learning', dict(num_layers=3, decay_rate=0.5, decay_type='layers'), 'UnboundLocalError'),
+    ('Layer', dict(num_layers=3, decay_rate=0.5), 'TypeError')])
+def test_what_a_layer_decay_lacks_is_told(models, kind, paramwise, what):
+    kind += 'DecayOptimizerConstructor' if kind == 'Layer' else 'RateDecayOptimizerConstructor'
+    for model in models('beit'):
+        with pytest.raises(ValueError, match=rf'{kind} .* fails with paramwise_cfg=.*{what}.* need num_layers'):
+            options(model, constructor=kind, paramwise_cfg=paramwise)
+
+
 @pytest.mark.parametrize('name', ['layers of mmpretrain', 'layers of mmseg', 'layers of a ConvNeXt'])
 def test_a_connector_learns_at_the_rate_of_a_head_where_layers_differ(name, models):
     (_, distiller), recipe = models(RECIPES[name][0]), RECIPES[name][1]

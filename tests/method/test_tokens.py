@@ -209,7 +209,7 @@ class Middle(Model):
 
 @pytest.mark.parametrize('mean', [False, True])
 def test_extra_tokens_that_lie_nobody_knows_where_are_refused(mean):
-    with pytest.raises(ValueError, match='145 tokens, 1 of which is no patch of the image, and it is not known which'):
+    with pytest.raises(ValueError, match='145 tokens, of which 1 is no patch of the image, and it is not known which'):
         taps_of(Middle(mean), (36, 64))
     told = Middle(True)
     told.backbone.num_extra_tokens = 1  # who says so says that they come first
@@ -291,10 +291,10 @@ def test_transformers_with_as_many_channels_as_patches_go_on(config, path, size)
 @pytest.mark.parametrize(('arguments', 'message'), [
     ((dict(unknown=5), ), r'149 tokens fit no map of an image of 36x64 with patches of 4x4; the backbone tells of no '
                           r'class and register tokens\. .* class attribute num_extra_tokens'),
-    ((dict(cls_token=1, unknown=4), ), '149 tokens .* the backbone has 1 class and register tokens'),
-    (({}, lambda sequence: sequence.unflatten(1, (9, 16)).flatten(0, 1)), 'These are 9 parts of 1 images'),
+    ((dict(cls_token=1, unknown=4), ), '149 tokens .* the backbone has 1 class or register token'),
+    (({}, lambda sequence: sequence.unflatten(1, (9, 16)).flatten(0, 1)), 'These are 9 parts of 1 image:'),
     (({}, lambda sequence: sequence[:, :30]), '30 tokens fit no map'),
-    ((dict(cls_token=1), lambda sequence: sequence[:, :1]), 'has 1 class and register tokens, and here are no others'),
+    ((dict(cls_token=1), lambda sequence: sequence[:, :1]), 'has 1 class or register token, and here are no others'),
     (({}, lambda sequence: sequence[:, :2]), '2 tokens fit more than one map'),
 ], ids=['not told', 'more than told', 'windows', 'a part', 'class token', 'two tokens'])
 def test_tokens_that_are_no_map_of_the_image_are_refused(arguments, message):
@@ -304,7 +304,7 @@ def test_tokens_that_are_no_map_of_the_image_are_refused(arguments, message):
 
 def test_no_map_has_no_pixels():
     """One token of an image that is nearly three times as wide as high is no map of 0 x 1 behind a class token."""
-    with pytest.raises(ValueError, match='1 tokens fit no map'):
+    with pytest.raises(ValueError, match='1 token fits no map'):
         taps_of(Model({}, lambda sequence: sequence[:, :1]), (24, 56))
 
 

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from overhaul.engine.hooks.summary import SummaryHook
 from overhaul.engine.runner import bare_model
 from overhaul.method.distiller import OverhaulDistiller
-from overhaul.registry import HOOKS
+from overhaul.registry import HOOKS, counted
 from overhaul.tasks import classes_of, task_of
 from overhaul.tasks.results import Judge
 
@@ -105,7 +105,8 @@ class HealthHook(Hook):
         """Leave the optimizer, and log how many steps were skipped."""
         self._handle.remove()
         if self._skipped:
-            runner.logger.warning(f'{self._skipped} steps were skipped, since their gradient was not finite.')
+            runner.logger.warning(
+                counted(self._skipped, 'step was', 'steps were') + ' skipped, since the gradient was not finite.')
 
     def _look(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group['params']
@@ -208,7 +209,9 @@ def doubts_of_taps(model: OverhaulDistiller, watch: _Watch) -> Iterator[str]:
     for tap, margin in zip(model.teacher_taps.taps, model.margins):
         values = getattr(margin, 'margin', None)
         if values is not None and (values > 0).any():
-            yield (f'{int((values > 0).sum())} margins of the teacher tap "{tap.path}" are above 0, up to '
+            of_tap = f'of the teacher tap "{tap.path}"'
+            above = f'margin {of_tap} is above', f'margins {of_tap} are above'
+            yield (f'{counted(int((values > 0).sum()), *above)} 0, up to '
                    f'{values.max().item():.3g}, and would lift what a ReLU lets through. A margin is the mean of '
                    'negative responses: see where it comes from.')
 
