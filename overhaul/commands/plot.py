@@ -25,6 +25,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
+from overhaul.datasets.transforms import reads_bgr
 from overhaul.engine.followed import judge_in
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.parts import build_plain, student_only, whole_model
@@ -163,8 +164,9 @@ def predictions(arguments: argparse.Namespace) -> Figure:
         model = build_plain(cfg).eval()
         load_weights(model, checkpoint)
         samples[name] = [model.test_step(batch)[0] for batch in islice(loader, arguments.images)]
+    bgr = reads_bgr(loader.dataset)
     images = [
-        pictures.to_rgb(batch['inputs'][0], model.data_preprocessor) for batch in islice(loader, arguments.images)]
+        pictures.to_rgb(batch['inputs'][0], model.data_preprocessor, bgr) for batch in islice(loader, arguments.images)]
     return pictures.draw_predictions(
         task_of(model), images, samples, loader.dataset.metainfo)
 

@@ -302,7 +302,7 @@ def draw_predictions(
     return figure
 
 
-def to_rgb(image: Tensor, preprocessor: nn.Module) -> np.ndarray:
+def to_rgb(image: Tensor, preprocessor: nn.Module, bgr: bool = False) -> np.ndarray:
     """Return an image (C, H, W) of a data loader as (H, W, 3) uint8, RGB, to look at.
 
     Of one channel it is gray, of more than three the first three are shown. What is no uint8 is stretched from its
@@ -310,9 +310,10 @@ def to_rgb(image: Tensor, preprocessor: nn.Module) -> np.ndarray:
 
     Args:
         image: As it goes into ``preprocessor``.
-        preprocessor: Tells whether three channels are BGR.
+        preprocessor: Three channels that it turns round are BGR.
+        bgr: Whether they are, also for a model that takes them so. Default: False.
     """
-    turned = len(image) == 3 and turns_channels(preprocessor)
+    turned = len(image) == 3 and (bgr or turns_channels(preprocessor))
     image = image[:3] if len(image) > 2 else image[:1].expand(3, -1, -1)
     if image.dtype != torch.uint8:
         image = image.float()  # aminmax is not there for every type

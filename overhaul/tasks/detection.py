@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from overhaul.registry import TASKS
 from overhaul.tasks.results import Quote
-from overhaul.tasks.task import Graph, Outputs, Task, is_a
+from overhaul.tasks.task import Graph, Outputs, Task, classes_of, is_a
 
 _LEAST_SCORE = 0.3  # of a box that is drawn
 _LOOKED_AT = 1000  # images whose boxes are looked at before a training
@@ -174,19 +174,20 @@ def _levels(given: Sequence[Sequence[Tensor]], images: Tensor) -> tuple[Tensor, 
 
 def _parts(dataset: object) -> list[object]:
     """Return the datasets that others around them repeat, join or mix."""
-    inside = getattr(dataset, 'datasets', None) or [part for part in [getattr(dataset, 'dataset', None)] if part]
+    inside = [part for part in [*(getattr(dataset, 'datasets', None) or ()), getattr(dataset, 'dataset', None)]
+              if part is not None]  # an empty one is as good as False
     return [part for each in inside for part in _parts(each)] if inside else [dataset]
 
 
 def _other_categories(dataset: object) -> str | None:
     """Say which classes of the metainfo a file in COCO's format does not have; mmdet would move the labels behind."""
-    found, classes = getattr(dataset, 'cat_ids', None), dataset.metainfo['classes']
-    if found is None or len(found) == len(classes):
+    found, classes = getattr(dataset, 'cat_ids', None), classes_of(dataset)
+    if found is None or len(found) == classes:
         return None
     with get_local_path(dataset.ann_file, backend_args=dataset.backend_args) as file:
         names = [category['name'] for category in json.loads(Path(file).read_text())['categories']]
-    missing = [name for name in classes if name not in names]
-    return (f'their metainfo has classes that the file has not, as "{missing[0]}", {len(missing)} of {len(classes)}. '
+    missing = [name for name in dataset.metainfo['classes'] if name not in names]
+    return (f'their metainfo has classes that the file has not, as "{missing[0]}", {len(missing)} of {classes}. '
             f'Those of it are {", ".join(names[:20])}. Name these as the classes in the metainfo, and as many in '
             'the head as num_classes.')
 

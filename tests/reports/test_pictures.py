@@ -228,6 +228,8 @@ def test_images_of_any_channels_are_looked_at_as_rgb(channels, turned, expected)
     picture = to_rgb(image, ClsDataPreprocessor(to_rgb=turned))
     assert picture.dtype == np.uint8 and picture.shape == (2, 3, 3)
     assert (picture == expected).all()
+    taken_as_it_is = to_rgb(image, ClsDataPreprocessor(to_rgb=False), bgr=turned)
+    assert (taken_as_it_is == expected).all()
 
 
 def test_images_of_other_numbers_are_stretched():

@@ -9,12 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
+from PIL import Image
 from small_models import build_model, resnet, segmentor
 from tiny_data import write_coco, write_voc_boxes
 from torch import nn
@@ -26,6 +28,7 @@ from overhaul.errors import one_paragraph_errors
 from overhaul.files.onnx_graph import OnnxGraph
 from overhaul.files.settings import read_config
 from overhaul.method.stages import auto_taps, find_levels
+from overhaul.reports import pictures
 from overhaul.tasks import Detection, task_of
 from overhaul.tasks.results import Judge
 
@@ -307,6 +310,19 @@ def test_its_results_are_quoted_and_its_boxes_drawn(trained, config):
     out = trained[1] / 'out.png'
     run(plot, 'predictions', config, f'distilled={checkpoint}', '--images', '1', '--out', out)
     assert out.stat().st_size > 5_000
+
+
+@pytest.mark.parametrize('bgr_to_rgb', [False, True])
+def test_its_images_are_drawn_in_the_colours_of_their_files(coco, tmp_path, monkeypatch, bgr_to_rgb):
+    student = dict(retinanet(), data_preprocessor=dict(PREPROCESSOR, bgr_to_rgb=bgr_to_rgb))
+    distillation(student, student, SIZE, coco).dump(tmp_path / 'config.py')
+    save_teacher(ConfigDict(student), str(tmp_path / 'some.pth'))
+    drawn = []
+    monkeypatch.setattr(pictures, 'draw_predictions', lambda _, images, *rest: drawn.extend(images) or Figure())
+    run(plot, 'predictions', tmp_path / 'config.py', f'a={tmp_path}/some.pth', '--out', tmp_path / 'out.png')
+    for image, file in zip(drawn, sorted((coco / 'val2017').glob('*.jpg')), strict=True):
+        np.testing.assert_allclose(image, np.asarray(Image.open(file)), atol=60)  # as another library decodes it
+        assert np.abs(image.astype(int) - np.asarray(Image.open(file))).mean() < 5
 
 
 def test_it_is_exported_for_mmdet_alone_and_as_the_graph_of_its_head(trained, config):
