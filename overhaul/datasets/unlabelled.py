@@ -82,7 +82,16 @@ class WithUnlabelled(Dataset):
         """Return the images without labels that belong beside ``count`` with labels, drawn by Python's generator."""
         known, wanted = range(len(self.unlabelled)), count * self.per_image
         whole, rest = divmod(wanted, len(known))
-        return [_unlabelled(self.unlabelled[index]) for index in [*known] * whole + random.sample(known, rest)]
+        return [self._read(index) for index in [*known] * whole + random.sample(known, rest)]
+
+    def _read(self, index: int) -> dict:
+        try:
+            return _unlabelled(self.unlabelled[index])
+        except KeyError as error:
+            raise ValueError(
+                f'A transform asks for {error} of an image without labels. Of those only the file, the pixels and the '
+                'size are known, for anything else could be a label. Leave unlabelled out, or give it a dataset with a '
+                'pipeline that does without.') from error
 
     def __getattr__(self, name: str) -> object:
         if name == 'labelled':  # while it is unpickled

@@ -146,6 +146,13 @@ def test_a_dataset_that_is_built_and_whose_pipeline_is_its_own_loses_its_labels_
     assert not WithUnlabelled(Digits(labels_per_class=1), unlabelled).beside(1)[0]['data_samples'].keys()
 
 
+def test_a_transform_that_needs_a_label_is_told():
+    pipeline = [dict(type='LoadAnnotations', with_bbox=False, with_label=True)]
+    data = WithUnlabelled(digits(), dict(type='overhaul.Digits', pipeline=pipeline))
+    with pytest.raises(ValueError, match="A transform asks for 'instances' of an image without labels"):
+        data.beside(1)
+
+
 def test_boxes_are_none_and_not_missing():
     sample = DATASETS.build(digits())[0]['data_samples']
     sample.gt_instances = InstanceData(bboxes=torch.ones(3, 4), labels=torch.ones(3))
