@@ -39,6 +39,7 @@ def apply() -> None:
     """Apply the workarounds that must be in place before mmseg is imported or a file is read. Idempotent."""
     _stub_mmcv_ops()
     _keep_find_loader()
+    _stub_mmaction_drn()
     if not any(isinstance(finder, _SSDFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _SSDFinder())
     _allow_mmengine_checkpoints()
@@ -79,6 +80,19 @@ def _keep_find_loader() -> None:
     """
     if not hasattr(pkgutil, 'find_loader'):
         pkgutil.find_loader = lambda name: getattr(importlib.util.find_spec(name), 'loader', None)
+
+
+def _stub_mmaction_drn() -> None:
+    """Let mmaction2 import. The package of 1.2.0 lacks a folder, of the localizer DRN, that its models import.
+
+    A clone of its repository has the folder, and is left as it is. Delete when a package has it, too.
+    """
+    name, package = 'mmaction.models.localizers.drn', importlib.util.find_spec('mmaction')
+    if package is not None and package.origin and not Path(package.origin).with_name('models').joinpath(
+            'localizers/drn').is_dir():
+        sys.modules[name] = ModuleType(name)
+        sys.modules[f'{name}.drn'] = drn = ModuleType(f'{name}.drn')
+        drn.DRN = type('DRN', (), {})  # in no registry, so that a config cannot ask for it
 
 
 class _OperatorStub(ModuleType):

@@ -72,6 +72,26 @@ def test_full_mmcv_is_left_as_it_is(monkeypatch):
     assert sys.modules['mmcv._ext'] is real
 
 
+@pytest.mark.parametrize('whole', [False, True])
+def test_a_folder_that_mmaction_lacks_is_an_empty_one(monkeypatch, tmp_path, whole):
+    localizers = tmp_path / 'mmaction/models/localizers'
+    (localizers / 'drn' if whole else localizers).mkdir(parents=True)
+    for folder in (localizers, localizers.parent, localizers.parents[1]):
+        (folder / '__init__.py').touch()
+    (localizers / '__init__.py').write_text('from .drn.drn import DRN')
+    if whole:
+        (localizers / 'drn/drn.py').write_text('DRN = "its own"')
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.startswith('mmaction')]:
+        monkeypatch.delitem(sys.modules, name)
+    compat.apply()
+    added = 'mmaction.models.localizers.drn' in sys.modules
+    found = importlib.import_module('mmaction.models.localizers').DRN
+    for name in [name for name in sys.modules if name.startswith('mmaction')]:
+        del sys.modules[name]
+    assert added is not whole and (found == 'its own') is whole
+
+
 def test_what_was_imported_without_operators_has_them_afterwards(monkeypatch):
     transformer = importlib.import_module('mmcv.cnn.bricks.transformer')
     found = transformer.MultiScaleDeformableAttention

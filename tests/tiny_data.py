@@ -150,3 +150,31 @@ def _write_mask(root, name, added, size, random):
     if not added:  # the conversion of SBD writes no palette
         mask.putpalette(PALETTE.tobytes())
     mask.save(root / ('SegmentationClassAug' if added else 'SegmentationClass') / f'{name}.png')
+
+
+def write_poses(root, train=4, val=2, keypoints=17, size=(96, 64)):
+    """Write what :func:`write_coco` does, and keypoints at random places of the person of each image."""
+    write_coco(root, train, val, ('person', ), size)
+    random = np.random.RandomState(0)
+    for split in ('train', 'val'):
+        content = json.loads(Path(root, f'annotations/instances_{split}2017.json').read_text())
+        for annotation in content['annotations']:
+            left, top, width, height = annotation['bbox']
+            places = random.rand(keypoints, 2) * (width, height) + (left, top)
+            annotation.update(num_keypoints=keypoints, keypoints=[
+                number for x, y in places.round().tolist() for number in (x, y, 2)])
+        content['categories'][0]['keypoints'] = [str(number) for number in range(keypoints)]
+        Path(root, f'annotations/person_keypoints_{split}2017.json').write_text(json.dumps(content))
+
+
+def write_clips(root, train=4, val=2, length=4, size=(48, 32)):
+    """Write ``root/clips/<name>/img_<number>.jpg`` of noise, and ``root/{train,val}.txt``: name, length, label."""
+    random = np.random.RandomState(0)
+    for split, count in dict(train=train, val=val).items():
+        for index in range(count):
+            folder = Path(root, f'clips/{split}{index}')
+            folder.mkdir(parents=True)
+            for number in range(1, length + 1):
+                _write_image(folder / f'img_{number:05d}.jpg', size, random)
+        lines = [f'{split}{index} {length} {index % 2}\n' for index in range(count)]
+        Path(root, f'{split}.txt').write_text(''.join(lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import time
 import warnings
@@ -49,7 +50,10 @@ def prepare(cfg: Config) -> None:
         cfg.model[key] = None
     cfg.load_from, cfg.resume = None, False
 
-    data = dict(type='overhaul.RandomImages', size=size, model=plain_model(cfg), task=task_name(cfg))
+    random = dict(size=size, model=plain_model(cfg), task=task_name(cfg))
+    if not RandomImages(1, **copy.deepcopy(random)).annotated:  # evaluators may ask even what nothing is known of
+        cfg.update(val_dataloader=None, val_evaluator=None, val_cfg=None)
+    data = dict(type='overhaul.RandomImages', **random)
     for loader, batches in ((cfg.train_dataloader, _STEPS), (cfg.get('val_dataloader'), 1)):
         if loader is None:
             continue
@@ -108,7 +112,7 @@ class RandomImages(Dataset):
         model = build(model, 'model').to('meta')  # what is asked of a task needs no weights
         name_task(model, task)
         self.task = task_of(model)
-        self.metainfo = dict(classes=tuple(map(str, range(self.task.num_classes or 0))))
+        self.metainfo = self.task.random_metainfo
         self.annotated = self.task.random_sample(self.size, torch.Generator()) is not None
 
     def __deepcopy__(self, memo: dict) -> RandomImages:
@@ -122,7 +126,7 @@ class RandomImages(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(index)
         generator = torch.Generator().manual_seed(index)
-        image = torch.randint(0, 256, (self.task.channels, *self.size), generator=generator, dtype=torch.uint8)
+        image = torch.randint(0, 256, self.task.input_shape(self.size), generator=generator, dtype=torch.uint8)
         sample = self.task.random_sample(self.size, generator) if self.annotated else BaseDataElement()
         return dict(inputs=image, data_samples=sample)
 
@@ -139,7 +143,6 @@ class DryRunHook(Hook):
         if not self._annotated:
             model = bare_model(runner)
             leave_out_task_loss(student_of(model))
-            runner._val_loop = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         """Start the clock."""
@@ -172,7 +175,7 @@ def leave_out_task_loss(model: nn.Module) -> None:
     def forward_without_loss(inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> object:
         if mode != 'loss':
             return forward(inputs, data_samples, mode=mode)
-        outputs, _ = tree_flatten(forward(inputs, mode='tensor'))
+        outputs, _ = tree_flatten(forward(inputs, data_samples, mode='tensor'))
         return dict(loss_left_out=0 * sum(output.float().sum() for output in outputs if isinstance(output, Tensor)))
 
     model.forward = forward_without_loss

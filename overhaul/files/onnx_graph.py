@@ -43,7 +43,7 @@ class OnnxGraph:
             raise ValueError(
                 f'The graph of the {type(task.model).__name__} is for one size of images, and the config does not say '
                 'which. Add --size HEIGHT WIDTH.')
-        self.graph, self.channels, self.model = graph, task.channels, type(task.model).__name__
+        self.graph, self.task, self.model = graph, task, type(task.model).__name__
         self.sizes = _ANY_SIZES if graph.any_size else (tuple(size), tuple(size))
 
     def write(self, path: str | Path) -> str:
@@ -64,17 +64,17 @@ class OnnxGraph:
                 errors.append(self._largest_error(draft))
 
         write_whole(Path(path), write)
-        height, width = ('H', 'W') if self.graph.any_size else self.sizes[0]
+        entering = self.task.input_shape(('H', 'W') if self.graph.any_size else self.sizes[0])
         outputs = ', '.join(f'{name} {shape}' for name, shape in self.graph.outputs.items())
         checked = (f'in onnxruntime within {errors[0]:.1g} of the model' if errors else
                    'not checked, since onnxruntime is not installed')
-        return (f'images (N, {self.channels}, {height}, {width}) to {outputs}, {checked}. Normalise the images as the '
+        return (f'images (N, {", ".join(map(str, entering))}) to {outputs}, {checked}. Normalise the images as the '
                 'data_preprocessor of the config does')
 
     def _trace(self, path: Path) -> None:
         dynamic = torch.export.Dim.DYNAMIC
         free = {0: dynamic, 2: dynamic, 3: dynamic} if self.graph.any_size else {0: dynamic}
-        images = torch.randn(2, self.channels, *self.sizes[0])
+        images = torch.randn(2, *self.task.input_shape(self.sizes[0]))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # of torch about itself
@@ -93,7 +93,7 @@ class OnnxGraph:
         session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
         names, largest = list(self.graph.outputs), 0.0
         for count, size in zip((1, 3), self.sizes):
-            images = torch.randn(count, self.channels, *size)
+            images = torch.randn(count, *self.task.input_shape(size))
             with torch.no_grad():
                 outputs = self.graph.module(images)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -9,8 +9,8 @@ def quickest(feature: Tensor) -> Tensor:
 
     On a CPU that is channels-last, whatever the layout of the weights: a batch norm with the statistics of the batch
     takes about a quarter of the time, for the largest maps three quarters. Elsewhere it depends on the precision, and
-    the map is returned as it is; so it is in a graph that is compiled, whose compiler chooses.
+    the map is returned as it is; so it is in a graph that is compiled, whose compiler chooses, and so are clips.
     """
-    if feature.device.type != 'cpu' or torch.compiler.is_compiling():
+    if feature.device.type != 'cpu' or feature.dim() != 4 or torch.compiler.is_compiling():
         return feature
     return feature.contiguous(memory_format=torch.channels_last)

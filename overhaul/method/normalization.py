@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Renormalize(nn.Module):
-    """Turns images (N, C, H, W) that one data preprocessor has normalised into those that another would give.
+    """Turns images (..., C, H, W) that one data preprocessor has normalised into those that another would give.
 
     Each channel is scaled and shifted, and the order of the channels turned round where the two differ in it. Padding
     that came after the normalisation, as in mmseg, is changed with the images: it differs from the padding of the
@@ -45,8 +45,8 @@ class Renormalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the images, normalised anew."""
-        if self.flip and images.shape[1] == 3:  # as the preprocessors do
-            images = images.flip(1)
+        if self.flip and images.shape[-3] == 3:  # as the preprocessors do
+            images = images.flip(-3)
         return images * self.scale + self.shift
 
 

@@ -395,9 +395,9 @@ def _version(feature: Tensor) -> int:
 def blank_batch(
         model: nn.Module, input_size: tuple[int, int], fill: Callable[..., Tensor] = torch.zeros,
 ) -> tuple[Tensor, list | None]:
-    """Return one image (1, C, H, W) for ``model``, and data samples, which some detectors need for their maps too."""
+    """Return one image (1, C, H, W) or clip for ``model``, and data samples, which some detectors need for maps."""
     parameter, task = next(model.parameters()), task_of(model)
-    image = fill(1, task.channels, *input_size, dtype=parameter.dtype, device=parameter.device)
+    image = fill(1, *task.input_shape(input_size), dtype=parameter.dtype, device=parameter.device)
     sample = task.random_sample(tuple(input_size), torch.Generator())
     return image, None if sample is None else [sample.to(parameter.device)]
 

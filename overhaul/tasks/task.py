@@ -32,14 +32,15 @@ class Outputs(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the tensors."""
-        return self.tensors(self.model(images, mode='tensor'), images)
+        return self.tensors(self.model(images, None, mode='tensor'), images)
 
 
 class Graph(NamedTuple):
     """What is written as ONNX.
 
     Attributes:
-        module: From normalised images (N, C, H, W) to one tensor per output, such as :class:`Outputs`.
+        module: From normalised images (N, C, H, W), or what the task takes in their place, see
+            :meth:`Task.input_shape`, to one tensor per output, such as :class:`Outputs`.
         outputs: By name, the shape of each output in words, as ``'(N, classes)'``.
         any_size: Whether H and W are free too, and not N alone.
     """
@@ -110,6 +111,13 @@ class Task:
             f'How many channels an image for the {type(self.model).__name__} has is not known: it has no convolution, '
             'and its data_preprocessor no mean for each channel. Give that one a mean and a std.')
 
+    def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Return the shape of what the model takes beside others in a batch: an image (C, H, W) of ``size`` (H, W).
+
+        Of a task in which it is something else, as the images of a clip, the last three are C, H and W.
+        """
+        return (self.channels, *size)
+
     def is_of_trunk(self, name: str, network: str = '') -> bool:
         """Whether a tensor is of what comes before neck and head, by its name in the model.
 
@@ -130,6 +138,11 @@ class Task:
     def num_classes(self) -> int | None:
         """Number of classes that the model tells apart, None where there are none or several numbers of them."""
         return None
+
+    @property
+    def random_metainfo(self) -> dict:
+        """What a dataset of random samples tells of them."""
+        return dict(classes=tuple(map(str, range(self.num_classes or 0))))
 
     @property
     def has_loss(self) -> bool:
