@@ -103,8 +103,8 @@ class WeightsFile:
             what = counted(len(empty), 'tensor that has no values (device "meta") or is sparse',
                            'tensors that have no values (device "meta") or are sparse')
             raise ValueError(
-                f'The checkpoint "{source.file}" has {what} ({examples(empty)}), and a model takes neither. Nothing was loaded. '
-                'Save the weights as they are when the model runs, sparse ones with to_dense().')
+                f'The checkpoint "{source.file}" has {what} ({examples(empty)}), and a model takes neither. Nothing '
+                'was loaded. Save the weights as they are when the model runs, sparse ones with to_dense().')
 
     def fit(self, model: nn.Module) -> Fit:
         """Return the best fit to ``model``.

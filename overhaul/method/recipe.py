@@ -54,11 +54,12 @@ def _build(kind: type, cfg: dict, registry: Registry, **arguments: object) -> Ca
         except (TypeError, KeyError, NameError) as error:  # of what paramwise_cfg lacks, deep in a constructor
             if not _is_of_a_package(error):
                 raise
+            given = dict(cfg.get('paramwise_cfg') or {})
             raise ValueError(
-                f'The {type_name(cfg)} of the optimizer fails with '
-                f'paramwise_cfg={dict(cfg.get("paramwise_cfg") or {})} ({type(error).__name__}: {error}). Those '
-                'of mmseg and mmdet need num_layers, the depth of the backbone, decay_rate, and decay_type='
-                '"layer_wise" or "stage_wise"; the LayerDecayOptimizerConstructor num_layers and layer_decay_rate.') from error
+                f'The {type_name(cfg)} of the optimizer fails with paramwise_cfg={given} ({type(error).__name__}: '
+                f'{error}). Those of mmseg and mmdet need num_layers, the depth of the backbone, decay_rate, and '
+                'decay_type="layer_wise" or "stage_wise"; the LayerDecayOptimizerConstructor needs num_layers and '
+                'layer_decay_rate.') from error
         except NotImplementedError as error:
             backbone = getattr(seen, 'backbone', seen)
             raise ValueError(
