@@ -74,7 +74,7 @@ def test_a_prefix_that_nothing_has_is_refused(tmp_path):
 def test_more_than_half_of_a_backbone_is_a_beginning(tmp_path):
     file, state = file_of(tmp_path, resnet())
     state = {name: value for name, value in state.items() if 'layer4' not in name}
-    torch.save(state, file)
+    torch.save({**state, 'net.version': 'of no tensor', 'nothing': torch.zeros(0), 'count': torch.ones(2).int()}, file)
     model = MODELS.build(beginning_with(resnet(), file, prefix='backbone.'))
     initialise(model, model.init_weights)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items() if 'backbone' in name)
