@@ -24,6 +24,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.config import utils as config_utils
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook, checkpoint_hook
 from mmengine.logging import HistoryBuffer
@@ -43,6 +44,7 @@ def apply() -> None:
     if not any(isinstance(finder, _SSDFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _SSDFinder())
     _allow_mmengine_checkpoints()
+    _read_metafiles_once()
     LocalBackend.put = _put_whole
     checkpoint_hook.open = _open_whole
     for name in ('_save_checkpoint_with_step', '_save_best_checkpoint'):
@@ -71,6 +73,16 @@ def _stub_mmcv_ops() -> None:
         from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
 
         transformer.MultiScaleDeformableAttention = MultiScaleDeformableAttention
+
+
+def _read_metafiles_once() -> None:
+    """Read the metafiles of a zoo once in a process.
+
+    For each name such as ``mmseg::fcn/...py`` mmengine 0.10.7 reads those of all models, in up to a second. Delete
+    when it keeps what it has read.
+    """
+    if not hasattr(config_utils.load, 'cache_info'):
+        config_utils.load = functools.cache(config_utils.load)
 
 
 def _keep_find_loader() -> None:

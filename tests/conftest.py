@@ -6,7 +6,9 @@ import os
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+import functools
 import gc
+from contextlib import suppress
 
 import pytest
 import quick_python
@@ -18,6 +20,14 @@ def modules_are_no_garbage():
     """Spare the collection of garbage, which mmengine calls for each dataset, all that was imported."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def operators_of_onnx_are_listed_once():
+    """Spare each graph that is written the list of what a graph can hold, which takes more than a small graph."""
+    with suppress(ImportError):
+        from torch.onnx._internal.exporter._registration import onnxscript_apis
+        onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
 
 
 @pytest.fixture(autouse=True)

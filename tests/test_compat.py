@@ -13,6 +13,7 @@ import torch
 from mmcv.utils import collect_env
 from mmcv.utils.ext_loader import check_ops_exist
 from mmengine.config import Config
+from mmengine.config import utils as config_utils
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import revert_sync_batchnorm
 from small_models import batch, build_distiller, runner, sgd
@@ -21,6 +22,7 @@ from torch import nn
 
 import overhaul
 from overhaul import compat
+from overhaul.files.settings import read_config
 
 pytestmark = pytest.mark.quick
 
@@ -247,3 +249,13 @@ def test_a_training_whose_optimizer_has_other_groups_is_not_resumed(tmp_path):
     compat.never_change_rate(resumed)
     with pytest.raises(ValueError, match=r'in groups, 1 in number, and that of this config has \d\d: optim'):
         resumed.train()
+
+
+def test_the_metafiles_of_a_zoo_are_read_once():
+    names = [f'mmpretrain::resnet/resnet{depth}_8xb32_in1k.py' for depth in (18, 34)]
+    depths, read = [], []
+    for name in names:
+        depths.append(read_config(name).model.backbone.depth)
+        read.append(config_utils.load.cache_info().misses)
+    assert depths == [18, 34]
+    assert read[0] == read[1] > 1
