@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -195,8 +194,8 @@ def test_the_dry_run_needs_neither_data_nor_files_nor_a_connection(name, tmp_pat
     assert not list(tmp_path.rglob('*.pth'))
 
 
-def test_the_command_line_makes_a_dry_run(tmp_path):
-    command = [sys.executable, REPOSITORY / 'tools/train.py', CONFIGS['digits_wrn16_2_wrn10_1'], '--dry-run']
+def test_the_command_line_makes_a_dry_run(tmp_path, python):
+    command = [python, REPOSITORY / 'tools/train.py', CONFIGS['digits_wrn16_2_wrn10_1'], '--dry-run']
     run = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(REPOSITORY)}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
