@@ -69,6 +69,7 @@ QUICK = {
                          'model.teacher_checkpoint=work_dirs/fruit_r50/epoch_1.pth'],
     DIGITS: [*TWO_ITERATIONS, 'val_dataloader.dataset.indices=20'],
     DIGITS.replace('.py', '_unlabelled.py'): [*TWO_ITERATIONS, 'val_dataloader.dataset.indices=20'],
+    'configs/digits_wrn16_2.py': [*TWO_ITERATIONS, 'val_dataloader.dataset.indices=20'],
     SCENES: [*TWO_ITERATIONS, 'val_dataloader.dataset.length=4'],
     BOXES: [*TWO_ITERATIONS, 'val_dataloader.dataset.length=4', 'model.student.test_cfg.score_thr=0'],
 }
@@ -82,7 +83,7 @@ DOWNLOADS = {
 QUICK_DRY_RUN = ['train_dataloader.batch_size=2', 'model.input_size=(64,64)']
 LAST_CHECKPOINT = {'epoch_100.pth': 'epoch_1.pth', 'epoch_30.pth': 'epoch_1.pth', 'epoch_12.pth': 'epoch_1.pth',
                    'iter_80000.pth': 'iter_2.pth', 'iter_4000.pth': 'iter_2.pth',
-                   'iter_600.pth': 'iter_2.pth', 'iter_200.pth': 'iter_2.pth'}
+                   'iter_600.pth': 'iter_2.pth', 'iter_300.pth': 'iter_2.pth', 'iter_200.pth': 'iter_2.pth'}
 
 numbers = count()
 
@@ -147,7 +148,7 @@ def run(command):
         name = f'page{next(numbers)}'
         # Configs of this package have no visualizer, and get mmengine's.
         visualizer = [] if arguments[0].startswith('configs/') else [f'visualizer.name={name}']
-        arguments += ['--cfg-options', f'experiment_name={name}', *visualizer, *options, *given]
+        arguments += ['--cfg-options', f'experiment_name={name}', *visualizer, *given, *options]
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         if program == 'overhaul':
@@ -252,6 +253,9 @@ def test_every_command_of_the_evidence_makes_what_it_should(tmp_path, monkeypatc
     monkeypatch.setattr('overhaul.commands.compare.ProcessPoolExecutor', lambda *_: ThreadPoolExecutor(1))
     variables, made = {}, []
     blocks = BLOCK.findall((ROOT / 'docs/evidence.md').read_text())
+    for language, block in blocks:
+        if language == 'python' and 'import' in block:
+            exec(block, {})
     lines = ''.join(block for language, block in blocks if language == 'bash').replace('\\\n', ' ').splitlines()
     if find_spec('mmdet') is None:
         lines = [line for line in lines if 'digitdet' not in line]
@@ -263,16 +267,18 @@ def test_every_command_of_the_evidence_makes_what_it_should(tmp_path, monkeypatc
             line = line.replace(name, value)
         words = [PLACEHOLDERS.get(word, word) for word in shlex.split(line, comments=True)]
         if words[1] == 'tools/compare.py':
-            words += ['--seeds', '1', '--jobs', '1', '--cfg-options', *QUICK[words[2]]]
+            given = words[words.index('--cfg-options') + 1:] if '--cfg-options' in words else []  # it is the last one
+            words += ['--seeds', '1', '--jobs', '1', '--cfg-options', *given, *QUICK[words[2]]]
             if '--vary' in words:
                 del words[words.index('--vary') + 3:words.index('--csv') - 1]  # two values are enough
-            if '--variant' in words:  # and so are three variants; tests/test_evidence.py builds the others
-                del words[words.index('plain_relu') - 1:words.index('alpha_1e-1') - 1]
+            for first, after in (('plain_relu', 'alpha_1e-1'), ('inverted', 'weak_teacher')):
+                if first in words:  # and so are three variants; tests/test_evidence.py builds the others
+                    del words[words.index(first) - 1:words.index(after) - 1]
         elif words[1] == 'tools/test.py':
             words += ['--cfg-options', 'test_dataloader.dataset.length=4']
         run(shlex.join(words))
         made += [word for word in words if word.startswith('docs/')]
-    assert len(set(made)) == (8 if find_spec('mmdet') is None else 10)
+    assert len(set(made)) == (9 if find_spec('mmdet') is None else 11)
     assert all((tmp_path / name).stat().st_size for name in made)
 
 

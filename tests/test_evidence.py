@@ -121,6 +121,23 @@ def test_images_without_labels():
     assert all(f'{mean_and_interval(ours[value])} %' in readme for value in '15')
 
 
+def test_images_or_smoothing():
+    ours, smoothed = (
+        read_results(ROOT / f'docs/results/{name}.csv').units['% error']['distilled']
+        for name in ('label_budget_unlabelled', 'smoothed'))
+    known = read_results(ROOT / 'docs/results/label_budget.csv').units['% error']['distilled']
+    words, expected = command('smoothed'), []
+    assert words[words.index('--vary') + 2:words.index('--csv')] == list(smoothed)
+    for value, sample in smoothed.items():
+        assert len(sample) == int(words[words.index('--seeds') + 1])
+        distilled, with_others = (sides[value][:len(sample)] for sides in (known, ours))
+        expected.append([
+            value, str(len(sample)), f'{np.mean(distilled):.2f}', mean_and_interval(sample),
+            f'{np.mean(with_others):.2f}', f'{np.mean(with_others) / np.mean(sample):.2f}',
+            f'{stats.ttest_rel(sample, with_others).pvalue:.1g}'])
+    assert rows('Images or smoothing') == expected
+
+
 def test_ablations():
     samples = read_results(ROOT / 'docs/results/ablations.csv').units['% error']['distilled']
     assert list(samples) == [variant.split()[0] for variant in VARIANTS]
