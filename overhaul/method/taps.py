@@ -205,6 +205,30 @@ class Tap:
             'module. If it is (N, tokens, channels), as most transformers have it, '
             f'{self._tokens.advice}: of class and register tokens, 0 if there are none.')
 
+    def refuse_a_window(self, model: nn.Module, input_size: tuple[int, int]) -> None:
+        """Refuse the tokens of a window that is the whole map, and that rolled, for an image of ``input_size`` alone.
+
+        Raises:
+            ValueError: If an image of twice the width has several of them.
+        """
+        parts = self.module_path.split('.')
+        paths = ['.'.join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+        if not any(hasattr(model.get_submodule(path), 'window_size') for path in paths):
+            return
+        counts: set[int] = set()
+
+        def count(module: nn.Module, inputs: tuple, output: object = None) -> None:
+            feature = inputs[0] if self._side and inputs else output
+            counts.update([len(feature)] if isinstance(feature, Tensor) else [])
+
+        register = self.module.register_forward_pre_hook if self._side else self.module.register_forward_hook
+        with suppress(ValueError):
+            blank_pass(model, (input_size[0], 2 * input_size[1]), [register(count)])
+        if max(counts, default=1) > 1:
+            raise ValueError(
+                f'{self._where} gives a window of a map, and not the map: an image of twice the width has '
+                f'{max(counts)} of them. Tap a module around it.')
+
     def place_extra_tokens(self, extra: int, behind: int | None) -> None:
         """Note how many of the ``extra`` tokens come ``behind`` those of the patches, as :func:`_tokens_behind` tells.
 
@@ -301,7 +325,7 @@ class Taps:
         Raises:
             ValueError: If a tap is not reached, or gives no map. Or if nothing tells the channels of a map from its
                 height and width, or from its tokens, and the model takes no image of another shape, which would. Or if
-                class tokens lie where it is not known.
+                class tokens lie where it is not known, or the tap gives a window of a map.
         """
         last = self._learn(model, input_size)
         if not all(tap.layout.known for tap in self.taps):
@@ -310,6 +334,8 @@ class Taps:
                 self._learn(model, (height, 2 * width))
             last = self._learn(model, input_size)
         for tap in self.taps:
+            if tap.layout.tokens:
+                tap.refuse_a_window(model, input_size)
             extra = max((extra for extra, _ in tap.layout.tokens), default=0)
             if extra:
                 tap.place_extra_tokens(

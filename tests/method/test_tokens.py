@@ -224,6 +224,21 @@ def test_a_class_token_beside_patches_that_are_pooled_later_goes_on():
     assert (taps.taps[0].size, taps.taps[0].layout.behind) == ((14, 14), 0)
 
 
+@pytest.mark.parametrize('swin', [
+    lambda: mmseg(type='SwinTransformer', **dict(SWIN, depths=[1, 2, 1, 1])),
+    lambda: classifier(dict(type='SwinTransformer', arch=dict(SWIN, depths=[1, 2, 1, 1]), pad_small_map=True))])
+def test_a_window_that_is_the_whole_map_of_one_size_is_refused(swin):
+    """It is rolled by three tokens in every second block."""
+    model = build_model(swin()).eval()
+    for path in ('attn.w_msa', 'attn.w_msa:input'):
+        taps = Taps(model, [f'backbone.stages.1.blocks.1.{path}'], 'teacher')
+        with pytest.raises(ValueError, match='gives a window of a map, and not the map: .* has 2 of them'):
+            taps.dry_run(model, (56, 56), stop_after_last=True)
+    taps = Taps(model, ['backbone.stages.1.blocks.1.attn'], 'teacher')
+    taps.dry_run(model, (56, 56), stop_after_last=True)
+    assert taps.taps[0].size == (7, 7)
+
+
 def channels_first(sequence):
     return sequence.transpose(1, 2)
 
