@@ -46,7 +46,7 @@ def test_speed():
     page, readme = ((ROOT / name).read_text() for name in ('docs/speed.md', 'README.md'))
     measured = {}
     for name, batch in (('cifar100_wrn28_4_wrn16_2', 64), ('cifar100_wrn28_4_wrn16_2', 128),
-                        ('imagenet_r50_mobilenet', 8), ('voc_r101_r18', 2)):
+                        ('imagenet_r50_mobilenet', 8), ('voc_r101_r18', 2), ('coco_retinanet_r50_r18', 2)):
         result = json.loads((ROOT / f'docs/results/speed_{name}_batch{batch}.json').read_text())
         variants = measured[batch] = result['variants']
         assert (result['setting']['config'], result['setting']['batch_size']) == (f'{name}.py', batch)

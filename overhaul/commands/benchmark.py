@@ -19,7 +19,7 @@ import torch
 
 from overhaul.engine import benchmark
 from overhaul.errors import one_paragraph_errors
-from overhaul.files.settings import read_config
+from overhaul.files.settings import Overrides, read_config
 
 
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
@@ -33,6 +33,8 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
                         help=f'any of bfloat16, channels_last, compile, joined by +; or eager, none of them. Default: '
                              f'{" ".join(benchmark.MODES)}')
     parser.add_argument('--json', type=Path, metavar='OUT', help='file for all numbers')
+    parser.add_argument('--cfg-options', nargs='+', action=Overrides, metavar='KEY=VALUE',
+                        help='changes of the config, as model.input_size=(256,256) for other images')
     arguments = parser.parse_args(command_line)
     if arguments.rounds < 1 or (arguments.batch_size is not None and arguments.batch_size < 1):
         parser.error('take at least one round, and at least one image per step')
@@ -45,7 +47,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     with one_paragraph_errors():
         if arguments.json:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        cfg = read_config(arguments.config)
+        cfg = read_config(arguments.config, arguments.cfg_options)
         result = benchmark.measure(
             cfg, arguments.batch_size or cfg.train_dataloader.batch_size, arguments.device, arguments.rounds,
             arguments.modes, progress=lambda line: print(line, file=sys.stderr, flush=True))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -135,6 +135,8 @@ def build_step(cfg: Config, variant: str, batch_size: int, device: str) -> Calla
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     MMLogger.get_instance('benchmark', log_level='WARNING')  # or there is a line for each weight that is initialised
+    for name in ('iter', 'epoch'):  # as a runner does; YOLOX and TOOD ask
+        MessageHub.get_current_instance().update_info(name, 0)
     if variant == FLOOR:
         return _floor_step(cfg, batch, device, annotated)
     if variant == STUDENT:

@@ -122,6 +122,9 @@ class RandomImages(Dataset):
     def __len__(self) -> int:
         return self.length
 
+    def update_skip_type_keys(self, keys: object) -> None:
+        """Do nothing, where mmdet's hook for the last epochs of YOLOX leaves out transforms."""
+
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < self.length:
             raise IndexError(index)

@@ -53,6 +53,8 @@ class OverhaulDistiller(BaseModel):
     student, as heads are, by the names ``connectors``, ``margins`` and ``distill_loss``: see
     :func:`overhaul.method.recipe.as_student`.
 
+    What it does not have itself it takes from the student, such as ``bbox_head``: hooks of other packages ask for it.
+
     On a CPU the features of the teacher, and those of ``ConvBNConnector``, are in channels-last memory, which is
     faster: a margin or distance of one's own takes ``reshape`` where it would take ``view``.
 
@@ -382,6 +384,17 @@ class OverhaulDistiller(BaseModel):
                 'Name the file of a student as student_checkpoint of the model, which finds out what is what, as '
                 'load_from does in "overhaul train".')
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def __getattr__(self, name: str) -> object:
+        # What a hook that knows the student's model asks for, as YOLOX's for the bbox_head: else it would fail in the
+        # epoch in which it acts.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            student = self.__dict__.get('_modules', {}).get('student')
+            if student is None or name.startswith('_') or not hasattr(student, name):
+                raise
+            return getattr(student, name)
 
     def _apply(self, fn: object, recurse: bool = True) -> OverhaulDistiller:
         # Device and dtype of the teacher follow, though it is no submodule.

@@ -371,6 +371,15 @@ def test_losses_are_of_the_taps_that_they_are_named_after():
     assert len({loss.item() for loss in found.values()}) == 4
 
 
+def test_what_a_hook_asks_of_the_student_is_found_at_the_distiller():
+    model = build_distiller()
+    assert model.head is model.student.head and model.extract_feat == model.student.extract_feat
+    assert model.data_preprocessor is model.student.data_preprocessor and not hasattr(model, 'bbox_head')
+    with pytest.raises(AttributeError, match="'OverhaulDistiller' object has no attribute 'bbox_head'"):
+        print(model.bbox_head)
+    assert not any(name.startswith(('head.', 'backbone.')) for name in model.state_dict())
+
+
 def test_a_student_whose_loss_needs_two_passes_takes_the_last_where_told_so():
     class TwoPasses(nn.Module):
         def __init__(self, student):

@@ -362,6 +362,39 @@ def test_a_step_can_be_measured(config, variant):
     benchmark.build_step(read_config(config), variant, 2, 'cpu')()
 
 
+def yolox_that_asks_for_the_iteration():
+    return dict(yolox(), data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32, batch_augments=[
+        dict(type='BatchSyncRandomResize', random_size_range=(64, 64), size_divisor=32)]))
+
+
+def tood_that_asks_for_the_epoch():
+    head = dict(
+        type='TOODHead', num_classes=2, in_channels=8, feat_channels=8, stacked_convs=1, anchor_type='anchor_free',
+        norm_cfg=dict(type='GN', num_groups=4), anchor_generator=dict(
+            type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1,
+            strides=[8, 16, 32, 64, 128]),
+        initial_loss_cls=dict(type='FocalLoss', use_sigmoid=True, activated=True),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, activated=True),
+        loss_bbox=dict(type='GIoULoss', loss_weight=2.0))
+    return dict(retinanet(), type='TOOD', bbox_head=head, train_cfg=dict(
+        initial_epoch=4, initial_assigner=dict(type='ATSSAssigner', topk=9),
+        assigner=dict(type='TaskAlignedAssigner', topk=13), alpha=1, beta=6, allowed_border=-1, pos_weight=-1))
+
+
+@pytest.mark.parametrize(('student', 'hooks'), [
+    (yolox_that_asks_for_the_iteration, [dict(type='YOLOXModeSwitchHook', num_last_epochs=1)]),
+    (tood_that_asks_for_the_epoch, [])])
+def test_what_mmdet_asks_of_a_runner_and_of_its_detectors_is_there(student, hooks, coco, tmp_path):
+    cfg = distillation(retinanet(), student(), SIZE, coco)
+    cfg.train_cfg, cfg.custom_hooks = dict(by_epoch=True, max_epochs=1), list(map(ConfigDict, hooks))
+    cfg.dump(tmp_path / 'config.py')
+    options = ['--dry-run', '--cfg-options', f'experiment_name={student.__name__}']
+    assert 'Dry run: ok.' in run(train, tmp_path / 'config.py', *options)
+    for variant in (benchmark.FLOOR, benchmark.STUDENT, 'eager'):
+        MessageHub._instance_dict.clear()  # as in a process in which no runner was
+        benchmark.build_step(read_config(tmp_path / 'config.py'), variant, 2, 'cpu')()
+
+
 def test_data_of_pascal_voc_are_learned_from_and_tested_on(tmp_path):
     write_voc_boxes(tmp_path / 'voc')
     cfg = of_pascal_voc(distillation(retinanet(16), ssd(), SIZE, 'nowhere'), tmp_path / 'voc')
