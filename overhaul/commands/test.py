@@ -96,6 +96,9 @@ def test(arguments: argparse.Namespace) -> None:
         name_task(model, task, student)
         if arguments.teacher:
             check_teacher(model, student, runner.test_dataloader.dataset)
+        reason = task_of(model).cannot_be_judged_on(runner.test_dataloader.dataset)
+        if reason is not None:
+            raise ValueError(reason)
         load_weights(model, checkpoint)
         metrics = runner.test()
         if arguments.voc_submission is None:

@@ -75,18 +75,28 @@ class OnnxGraph:
         dynamic = torch.export.Dim.DYNAMIC
         free = {0: dynamic, 2: dynamic, 3: dynamic} if self.graph.any_size else {0: dynamic}
         images = torch.randn(2, *self.task.input_shape(self.sizes[0]))
+        module = _Unnamed(self.graph.module).eval()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter('ignore')  # of torch about itself
-                torch.onnx.export(
-                    _Unnamed(self.graph.module).eval(), (images,), path, dynamo=True, dynamic_shapes=dict(images=free),
-                    input_names=['images'], output_names=list(self.graph.outputs), external_data=False, verbose=False)
+                given = module(images)
+                count = len(given) if isinstance(given, tuple) else 1
+                if count == len(self.graph.outputs):
+                    torch.onnx.export(
+                        module, (images,), path, dynamo=True, dynamic_shapes=dict(images=free),
+                        input_names=['images'], output_names=list(self.graph.outputs), external_data=False,
+                        verbose=False)
         except Exception as failure:  # whatever a model does that a graph cannot
             cause = failure.__cause__ or failure  # torch wraps it in advice in colours
             raise ValueError(
                 f'torch.onnx cannot write the {self.model} as a graph ({type(cause).__name__}: '
                 f'{str(cause).strip().splitlines()[0]}). Leave --onnx out; the weights and the config do without.'
             ) from failure
+        if count != len(self.graph.outputs):  # each would be taken for another
+            raise ValueError(
+                f'Out of the {self.model} come {count} tensors, and of these {len(self.graph.outputs)} would be '
+                f'expected: {", ".join(self.graph.outputs)}. What is what is not known, and no graph is written. Leave '
+                '--onnx out, or give the model a task of your own: docs/tasks.md.')
 
     def _largest_error(self, path: Path) -> float:
         import onnxruntime

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from overhaul.registry import TASKS
 from overhaul.tasks.results import Quote
-from overhaul.tasks.task import Graph, Outputs, Task, classes_of, is_a
+from overhaul.tasks.task import Graph, Outputs, Task, classes_of, is_a, names_of
 
 _LEAST_SCORE = 0.3  # of a box that is drawn
 _LOOKED_AT = 1000  # images whose boxes are looked at before a training
@@ -101,6 +101,18 @@ class Detection(Task):
                 return f'The training data "{getattr(part, "ann_file", "")}" are not what they should be: {reason}'
         return super().cannot_learn_from(dataset)
 
+    def cannot_be_judged_on(self, dataset: object) -> str | None:
+        """Return why not, of data of other classes than theirs, or of fewer: mmdet's evaluator would fail at a box."""
+        own, texts = self.num_classes, hasattr(self.model, 'language_model')  # whose classes are in the samples
+        for part in _parts(dataset):
+            given, reason = classes_of(part), _other_categories(part)
+            if reason is None and not texts and own and given and own > given and hasattr(part, 'cat_ids'):
+                reason = (f'they have {given} classes, and the {type(self.model).__name__} has num_classes={own}, so '
+                          'that it finds boxes of classes that they do not know. Give its head as many.')
+            if reason is not None:
+                return f'The data "{getattr(part, "ann_file", "")}" to validate or test on cannot be used: {reason}'
+        return None
+
     def cannot_judge(self, dataset: object, student: Task) -> str | None:
         """Return why not, for a detector that gives no masks where the student does, too."""
         reason = super().cannot_judge(dataset, student)
@@ -169,7 +181,7 @@ class Detection(Task):
 
 
 def _levels(given: Sequence[Sequence[Tensor]], images: Tensor) -> tuple[Tensor, ...]:
-    return tuple(level for output in given for level in output)
+    return tuple(level for output in given for level in ([output] if isinstance(output, Tensor) else output))
 
 
 def _parts(dataset: object) -> list[object]:
@@ -180,16 +192,30 @@ def _parts(dataset: object) -> list[object]:
 
 
 def _other_categories(dataset: object) -> str | None:
-    """Say which classes of the metainfo a file in COCO's format does not have; mmdet would move the labels behind."""
-    found, classes = getattr(dataset, 'cat_ids', None), classes_of(dataset)
-    if found is None or len(found) == classes:
+    """Say that the classes of the metainfo are not those of a file in COCO's format, by which mmdet gives labels.
+
+    The file is read again only where they may be others: where their number is, or they are not those of the class.
+    """
+    found, classes = getattr(dataset, 'cat_ids', None), list(names_of(dataset))
+    own = list(getattr(dataset, 'METAINFO', {}).get('classes', ()))
+    if found is None or (len(found) == len(classes) and classes == own):
         return None
-    with get_local_path(dataset.ann_file, backend_args=dataset.backend_args) as file:
-        names = [category['name'] for category in json.loads(Path(file).read_text())['categories']]
-    missing = [name for name in dataset.metainfo['classes'] if name not in names]
-    return (f'their metainfo has classes that the file has not, as "{missing[0]}", {len(missing)} of {classes}. '
-            f'Those of it are {", ".join(names[:20])}. Name these as the classes in the metainfo, and as many in '
-            'the head as num_classes.')
+    with get_local_path(dataset.ann_file, backend_args=getattr(dataset, 'backend_args', None)) as file:
+        names = {category['id']: category['name'] for category in json.loads(Path(file).read_text())['categories']}
+    missing, labelled = [name for name in classes if name not in names.values()], [names[key] for key in found]
+    if missing:
+        return (f'their metainfo has classes that the file has not, as "{missing[0]}", {len(missing)} of '
+                f'{len(classes)}. Those of it are {", ".join(map(str, [*names.values()][:20]))}. Name these as the '
+                'classes in the metainfo, and as many in the head as num_classes.')
+    if len({*labelled}) < len(labelled):
+        twice = next(name for name in labelled if labelled.count(name) > 1)
+        return (f'their file has several categories that are called "{twice}", and mmdet would take each for a class. '
+                'Give them one id, or names of their own.')
+    if labelled != classes:
+        return (f'their metainfo has the classes in the order {", ".join(classes[:20])}, and mmdet gives labels in '
+                f'that of the file, {", ".join(labelled[:20])}: one would be called by the name of another. Name them '
+                'in the order of the file.')
+    return None
 
 
 def _boxes_apart(dataset: object) -> str | None:

@@ -165,6 +165,10 @@ class Task:
                     'as many.')
         return None
 
+    def cannot_be_judged_on(self, dataset: object) -> str | None:
+        """Return why the model cannot be validated or tested on ``dataset``, and what to do; None if it can."""
+        return None
+
     def cut_loss(self, cut: Callable[[object], object], taps: Sequence[str]) -> None:
         """Let the model's loss be computed from the images with labels alone.
 
@@ -201,7 +205,7 @@ class Task:
         classes = classes_of(dataset) or student.num_classes
         if self.num_classes and classes and self.num_classes != classes:
             return f'it tells {counted(self.num_classes, "class", "classes")} apart, and the data have {classes}'
-        return _other_names(_names(self.model, 'dataset_meta'), _names(dataset, 'metainfo'))
+        return _other_names(_names(self.model, 'dataset_meta'), names_of(dataset))
 
     def chance(self, classes: int, images: int) -> dict[str, float]:
         """Return, by metric, what a model that knows nothing reaches on so many images of so many classes."""
@@ -323,7 +327,12 @@ def tell_what_is_left_out(task: Task) -> None:
 
 def classes_of(dataset: object) -> int:
     """Return the number of classes of ``dataset``, 0 where it has none."""
-    return len(_names(dataset, 'metainfo'))
+    return len(names_of(dataset))
+
+
+def names_of(dataset: object) -> Sequence[str]:
+    """Return the names of the classes of ``dataset``, none where it does not tell."""
+    return _names(dataset, 'metainfo')
 
 
 def _names(owner: object, attribute: str) -> Sequence[str]:

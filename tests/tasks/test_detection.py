@@ -205,6 +205,10 @@ def rename(**names):
     (set_boxes(500, 500, 20, 20), 'not one of their images has a box .+ leaves out those outside of their image'),
     (edited(lambda content: content.pop('annotations')), 'not one of their images has a box'),
     (rename(person='zebra'), 'classes that the file has not, as "person", 1 of 2. Those of it are zebra, bicycle'),
+    (edited(lambda content: content['categories'].append(dict(id=3, name='person'))),
+     'several categories that are called "person"'),
+    (edited(lambda content: content['categories'].reverse()),
+     'in the order person, bicycle, and mmdet gives labels in that of the file, bicycle, person'),
 ])
 def test_annotations_that_are_none_are_told_in_one_paragraph(edit, expected, coco, tmp_path):
     cfg = distillation(retinanet(), retinanet(), SIZE, tmp_path)
@@ -214,6 +218,30 @@ def test_annotations_that_are_none_are_told_in_one_paragraph(edit, expected, coc
     else:
         (tmp_path / ANNOTATIONS).write_text(edit((tmp_path / ANNOTATIONS).read_text()))
     assert re.search(expected, refusal(cfg))
+
+
+@pytest.mark.parametrize(('edit', 'classes', 'expected'), [
+    (None, 2, None), (rename(person='zebra'), 2, 'classes that the file has not, as "person", 1 of 2'),
+    (None, 3, 'they have 2 classes, and the RetinaNet has num_classes=3')])
+def test_data_on_which_the_evaluator_would_fail_are_refused_before_the_training(
+        edit, classes, expected, coco, config, tmp_path):
+    shutil.copytree(coco, tmp_path / 'coco')
+    file = tmp_path / 'coco/annotations/instances_val2017.json'
+    if edit is not None:
+        file.write_text(edit(file.read_text()))
+    cfg = distillation(retinanet(16), retinanet(classes=classes), SIZE, tmp_path / 'coco')
+    init_default_scope('mmdet')
+    dataset = Runner.build_dataloader(cfg.val_dataloader).dataset
+    reason = task_of(build_model(cfg.model.student)).cannot_be_judged_on(dataset)
+    assert reason is expected is None or re.search(expected, reason)
+    if expected is not None:
+        cfg.experiment_name = f'refused_{classes}'
+        cfg.dump(tmp_path / 'config.py')
+        with pytest.raises(ValueError, match=expected):
+            run(train, tmp_path / 'config.py', '--work-dir', tmp_path / 'work')
+        save_teacher(cfg.model.student, str(tmp_path / 'some.pth'))
+        with pytest.raises(ValueError, match=expected):
+            run(test, tmp_path / 'config.py', tmp_path / 'some.pth', '--work-dir', tmp_path / 'test')
 
 
 @pytest.mark.parametrize(('edit', 'expected'), [
@@ -340,6 +368,15 @@ def test_it_is_exported_for_mmdet_alone_and_as_the_graph_of_its_head(trained, co
 def test_a_detector_of_two_stages_has_no_graph():
     with pytest.raises(ValueError, match='What an ONNX graph of the MaskRCNN would give is not known'):
         OnnxGraph(task_of(build_model(ConfigDict(mask_rcnn()))), SIZE)
+
+
+def test_outputs_that_nobody_has_named_are_refused():
+    cfg = ConfigDict(retinanet(), type='VFNet', bbox_head=dict(  # which gives more in training
+        type='VFNetHead', num_classes=2, in_channels=8, feat_channels=8, stacked_convs=1,
+        norm_cfg=dict(type='GN', num_groups=4)))
+    graph = OnnxGraph(task_of(build_model(cfg)), SIZE)
+    with pytest.raises(ValueError, match='Out of the VFNet come 10 tensors, and of these 15 would be expected: cls_sc'):
+        graph.write('nowhere.onnx')
 
 
 def test_a_dry_run_reads_no_file_of_the_data(coco, tmp_path):

@@ -45,7 +45,8 @@ class HealthHook(Hook):
 
     Raises:
         ValueError: If the training is to be stopped, with the losses, the parameters or the tap that is to blame. If
-            the model cannot learn from the data, as where they have more classes, which a GPU would not survive.
+            the model cannot learn from the data, as where they have more classes, which a GPU would not survive, or
+            cannot be validated.
     """
 
     priority = 80  # after the summary, before CheckpointHook
@@ -64,7 +65,10 @@ class HealthHook(Hook):
         if not isinstance(runner._train_loop, BaseLoop):  # only the config of one: this is a test
             return
         model = bare_model(runner)
-        reason = task_of(model).cannot_learn_from(runner.train_dataloader.dataset)
+        task = task_of(model)
+        reason = task.cannot_learn_from(runner.train_dataloader.dataset)
+        if reason is None and runner.val_loop is not None:
+            reason = task.cannot_be_judged_on(runner.val_dataloader.dataset)
         if reason is not None:
             raise ValueError(reason)
         self._watch = _Watch(model) if isinstance(model, OverhaulDistiller) else None
