@@ -278,7 +278,7 @@ def test_every_command_of_the_evidence_makes_what_it_should(tmp_path, monkeypatc
             words += ['--cfg-options', 'test_dataloader.dataset.length=4']
         run(shlex.join(words))
         made += [word for word in words if word.startswith('docs/')]
-    assert len(set(made)) == (9 if find_spec('mmdet') is None else 11)
+    assert len(set(made)) == (10 if find_spec('mmdet') is None else 12)
     assert all((tmp_path / name).stat().st_size for name in made)
 
 

@@ -138,6 +138,20 @@ def test_images_or_smoothing():
     assert rows('Images or smoothing') == expected
 
 
+def test_other_images():
+    usual = read_results(ROOT / 'docs/results/label_budget_unlabelled.csv').units['% error']['distilled']['5']
+    samples = read_results(ROOT / 'docs/results/other_images.csv').units['% error']['distilled']
+    words, expected = command('other_images'), []
+    assert [words[place + 1] for place, word in enumerate(words) if word == '--variant'] == list(samples)
+    for name, sample in samples.items():
+        assert len(sample) == int(words[words.index('--seeds') + 1])
+        same_seeds = usual[:len(sample)]
+        expected.append([
+            f'`{name}`', str(len(sample)), mean_and_interval(sample), f'{np.mean(sample) - np.mean(same_seeds):+.2f}',
+            f'{stats.ttest_rel(same_seeds, sample).pvalue:.1g}'])
+    assert [row[1:] for row in rows('Other images, and a weaker teacher')] == expected
+
+
 def test_ablations():
     samples = read_results(ROOT / 'docs/results/ablations.csv').units['% error']['distilled']
     assert list(samples) == [variant.split()[0] for variant in VARIANTS]
