@@ -109,7 +109,7 @@ class RandomImages(Dataset):
 
     def __init__(self, length: int, size: tuple[int, int], model: dict, task: str | None = None) -> None:
         self.length, self.size = length, tuple(size)
-        model = build(model, 'model').to('meta')  # what is asked of a task needs no weights
+        model = build(model, 'student').to('meta')  # what is asked of a task needs no weights
         name_task(model, task)
         self.task = task_of(model)
         self.metainfo = self.task.random_metainfo
