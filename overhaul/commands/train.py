@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import is_cuda_available
+from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 from overhaul import compat
@@ -83,7 +84,8 @@ def check_start(runner: Runner, cfg: Config) -> None:
     """Read the checkpoint that the training goes on from, or starts from, and refuse it where it is of no use."""
     source = cfg.get('load_from')
     if source is not None and cfg.get('resume'):
-        check_resumable(bare_model(runner), source)
+        averages = any(isinstance(hook, EMAHook) for hook in runner.hooks)
+        check_resumable(bare_model(runner), source, averages)
     elif source is not None:
         starting_weights.prepare(runner)
 

@@ -48,4 +48,6 @@ class _StartingWeights(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Put the weights by the names of the model where mmengine, and the hooks after this one, look for them."""
         checkpoint['state_dict'] = {**bare_model(runner).state_dict(), **self._weights}
+        # The EMAHook of mmpretrain would take from here what was asked for, or what belongs to another model.
+        checkpoint.pop('ema_state_dict', None)
         self._weights = {}

@@ -23,8 +23,8 @@ from overhaul.registry import how_to_install, nearest, type_name
 
 # What an override may add to a config: what the runner reads of it.
 _ABSENT_PARTS = {
-    *inspect.signature(Runner.__init__).parameters, 'compile', 'custom_imports', 'find_unused_parameters',
-    'model_wrapper_cfg'} - {'self', 'cfg'}
+    *inspect.signature(Runner.__init__).parameters, 'activation_checkpointing', 'compile', 'custom_imports',
+    'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn'} - {'self', 'cfg'}
 # What takes the name of a file, or a dict that has one.
 _SOURCES = ('load_from', 'teacher_checkpoint', 'student_checkpoint')
 # The hooks that mmengine puts into default_hooks by itself, and leaves out where they are None.

@@ -351,12 +351,17 @@ def resumed_file(source: str | dict) -> str:
     return file
 
 
-def check_resumable(model: nn.Module, source: str | dict) -> None:
+def check_resumable(model: nn.Module, source: str | dict, averages: bool = True) -> None:
     """Refuse a checkpoint that a training of ``model`` cannot be resumed from; mmengine would load what fits of it.
+
+    Args:
+        averages: Whether the training has an ``EMAHook``. Such a hook saves the average as the weights, and puts both
+            where they belong when it is resumed.
 
     Raises:
         FileNotFoundError, ValueError: As :func:`read_checkpoint` and :func:`resumed_file`.
-        ValueError: If the file has no state of a training, or one of another model.
+        ValueError: If the file has no state of a training, or one of another model; or if its weights are an average,
+            and the training has no use for one.
     """
     source = resumed_file(source)
     checkpoint = read_checkpoint(source)
@@ -369,6 +374,11 @@ def check_resumable(model: nn.Module, source: str | dict) -> None:
         raise ValueError(
             f'"{source}" is from the training of another model: {differs}. Resume with the config, and with or without '
             '--student-only, as that training was started.')
+    if 'ema_state_dict' in checkpoint and not averages:
+        raise ValueError(
+            f'"{source}" is from a training with an EMAHook, and has its average where the weights are looked for. This '
+            'config has no such hook, so it would go on from the average. Resume with that hook, or start anew from '
+            'the average: --cfg-options load_from=PATH.')
 
 
 def checksum(model: nn.Module) -> str:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
@@ -115,6 +116,32 @@ def test_a_key_and_a_prefix_are_heard(tmp_path):
                tmp_path / 'file.pth')
     load_from = dict(file=str(tmp_path / 'file.pth'), key='ema', prefix='net')
     assert same_parameters(train(tmp_path, MODELS.build(STUDENT), load_from=load_from).model, other)
+
+
+@pytest.mark.parametrize('hook', ['EMAHook', 'mmengine.EMAHook'])
+def test_of_an_averaged_training_that_is_taken_which_the_log_names(tmp_path, teacher_file, hook):
+    average, plain = distiller(teacher_file), distiller(teacher_file)
+    for margin in plain.margins:
+        margin.margin.fill_(-123)  # as of another teacher
+    file = str(tmp_path / 'file.pth')
+    torch.save(dict(state_dict=average.state_dict(), ema_state_dict={
+        'steps': torch.tensor(1), **{f'module.{name}': value for name, value in plain.state_dict().items()}}), file)
+    hooks = dict(custom_hooks=[dict(type=hook)])
+    for source, load_from in ((average, file), (plain, dict(file=file, key='ema_state_dict'))):
+        runner = train(tmp_path, distiller(teacher_file), load_from=load_from, **hooks)
+        assert same_parameters(runner.model.student, source.student)
+        assert not any((margin.margin == -123).any() for margin in runner.model.margins)
+        averaged = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model
+        assert same_parameters(averaged.module.student, source.student)
+    assert same_parameters(train(tmp_path, MODELS.build(STUDENT), load_from=file, **hooks).model, average.student)
+
+
+def test_an_averaged_training_is_not_resumed_without_its_hook(tmp_path, teacher_file):
+    train(tmp_path, MODELS.build(STUDENT), rate=0.1, custom_hooks=[dict(type='EMAHook')])
+    file = str(tmp_path / 'run/epoch_1.pth')
+    check_resumable(MODELS.build(STUDENT), file)
+    with pytest.raises(ValueError, match='it would go on from the average. Resume with that hook'):
+        check_resumable(MODELS.build(STUDENT), file, averages=False)
 
 
 def test_the_teachers_file_is_no_start(tmp_path, teacher_file):

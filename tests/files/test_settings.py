@@ -1,3 +1,4 @@
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -29,6 +30,10 @@ def test_a_config_with_its_bases_and_overrides(tmp_path):
 def test_an_override_may_bring_in_what_the_runner_knows_and_the_config_has_not(tmp_path):
     file = written(tmp_path, 'model = dict()\n')
     assert read_config(file, {'randomness.seed': 5}).randomness.seed == 5
+    asked = set(re.findall(r"self\.cfg\.get\(\s*'(\w+)'", inspect.getsource(Runner)))
+    assert {'sync_bn', 'compile', 'model_wrapper_cfg'} <= asked
+    for name in asked:
+        assert read_config(file, {name: 'torch'})[name] == 'torch'
 
 
 def test_a_missing_file_names_those_beside_it(tmp_path):
