@@ -376,9 +376,9 @@ def check_resumable(model: nn.Module, source: str | dict, averages: bool = True)
             '--student-only, as that training was started.')
     if 'ema_state_dict' in checkpoint and not averages:
         raise ValueError(
-            f'"{source}" is from a training with an EMAHook, and has the average where weights are looked for. This config '
-            'has no such hook, so it would go on from the average. Resume with that hook, or start anew from the '
-            'average: --cfg-options load_from=PATH.')
+            f'"{source}" is from a training with an EMAHook, and has the average where weights are looked for. '
+            'This config has no such hook, so it would go on from the average. Resume with that hook, or start anew '
+            'from the average: --cfg-options load_from=PATH.')
 
 
 def checksum(model: nn.Module) -> str:
