@@ -139,5 +139,5 @@ def _require_onnx() -> None:
         raise ModuleNotFoundError(
             f'Without {" and ".join(missing)} torch cannot write ONNX. pip install "overhaul[onnx]" brings what is '
             'missing, and onnxruntime for the check.')
-    if not hasattr(torch.export.Dim, 'DYNAMIC'):
-        raise ValueError(f'To write ONNX, torch 2.6 or newer is needed, and this is {torch.__version__}. Update torch.')
+    if torch.__version__ < (2, 7):  # 2.6 writes graphs with onnxscript 0.2 alone
+        raise ValueError(f'To write ONNX, torch 2.7 or newer is needed, and this is {torch.__version__}. Update torch.')

@@ -69,8 +69,8 @@ def test_the_student_alone_trains_as_if_they_were_not_there(tmp_path):
         (tmp_path / name).mkdir()
     loss = 'model.student.head.loss'
     assert same_end(alone(BESIDE, 'beside'), alone(
-        CONFIG, 'plain', 'auto_scale_lr.base_batch_size=20', f'{loss}.type=LabelSmoothLoss',
-        f'{loss}.label_smooth_val=0.2'))
+        CONFIG, 'plain', 'auto_scale_lr.base_batch_size=10', 'param_scheduler.T_max=400',
+        f'{loss}.type=LabelSmoothLoss', f'{loss}.label_smooth_val=0.2'))
 
 
 def test_a_folder_is_enough(tmp_path):

@@ -395,7 +395,7 @@ def test_a_student_whose_loss_needs_two_passes_takes_the_last_where_told_so():
         model = build_distiller(at_once=at_once)
         model.student = TwoPasses(model.student)
         if at_once:
-            with pytest.raises(ValueError, match='runs 2 times .* ran 1 times in the dry run.*at_once=False'):
+            with pytest.raises(ValueError, match='runs 2 times .* ran 1 time in the dry run.*at_once=False'):
                 model(*batch(), mode='loss')
         else:
             model.parse_losses(model(*batch(), mode='loss'))[0].backward()
