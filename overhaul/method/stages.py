@@ -256,8 +256,9 @@ class _Trace:
         entering = inputs[0] if inputs else None
         if isinstance(entering, Tensor) and not self._computed:
             entering._is_image = True
-        takes_tokens = isinstance(entering, Tensor) and entering.dim() == 3 and (
-            self._tokens.image is not None and len(entering) == self._tokens.image[0])  # and not one of its windows
+        takes_tokens = self._tokens.image is not None and any(
+            isinstance(part, Tensor) and part.dim() == 3
+            and len(part) == self._tokens.image[0] for part in inputs)  # and not one of its windows
         call = _Call(path, module, tuple(self._running), self._size(entering), takes_tokens)
         feature = getattr(entering, '_feature', None)
         if feature and isinstance(module, _BatchNorm):

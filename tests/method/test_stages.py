@@ -272,6 +272,13 @@ def test_what_makes_tokens_and_what_pools_them_are_no_stages(name, arguments, si
     assert [(stage.path.removeprefix('model.'), stage.size) for stage in find_stages(model, size)] == expected
 
 
+def test_tokens_that_come_second_to_those_of_their_pixels():
+    backbone = dict(type='mmpretrain.TNT', arch=dict(
+        embed_dims_outer=12, embed_dims_inner=4, num_layers=1, num_heads_outer=2, num_heads_inner=1), img_size=64)
+    model = build(dict(type='mmpretrain.ImageClassifier', backbone=backbone), 'model')
+    assert find_stages(model, (64, 64)) == [Stage('backbone.norm', 12, (4, 4))]
+
+
 def test_blocks_that_cannot_be_read_are_refused_and_the_patch_embedding_not_taken_for_them():
     model = timm_classifier('hiera_tiny_224', embed_dim=12, stages=(1, 1, 1, 1))
     with pytest.raises(ValueError, match='can read none of the 4 blocks of the Hiera: "model.blocks.3" gives a tensor '
