@@ -246,7 +246,7 @@ def load_weights(model: nn.Module, source: str | dict) -> None:
     fit = file.fit(model)
     if not fit.has_all:
         raise file.refusal(model, fit)
-    _load(model, file, fit)
+    _load(model, file, fit, type(model).__name__)
 
 
 def lacking(missing: Sequence[str], what: str) -> ValueError:
@@ -277,7 +277,7 @@ def load_teacher(model: nn.Module, source: str | dict, tapped: Collection[str] =
     if not fit.taken or any(name in fit.weights for name in fit.astray):
         raise file.refusal(model, fit, names=fit.astray)
     fit.leave_heads_that_are_half_there(tapped)
-    _load(model, file, fit)
+    _load(model, file, fit, 'teacher')
     model.dataset_meta = dict(classes=file.classes)
     return fit.missing
 
@@ -302,7 +302,9 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
     file = WeightsFile(Source.of(source, argument))
     student = student_of(model)
     distills = student is not model
-    part, beginning = ('student', 'student.') if distills else (type(model).__name__, '')
+    part, beginning = type(model).__name__, 'student.' * distills
+    if distills or argument == 'student_checkpoint':
+        part = 'student'
     whole = distills and file.fits_whole(model)
     if whole:
         student, part, beginning = model, 'student and the connectors', ''
@@ -393,11 +395,11 @@ def _log(text: str, level: int = logging.INFO) -> None:
     print_log(text, logger='current', level=level)
 
 
-def _load(model: nn.Module, file: WeightsFile, fit: Fit) -> None:
+def _load(model: nn.Module, file: WeightsFile, fit: Fit, what: str) -> None:
     file.check_values(fit)
     # All that there is fits. Some models, as SwinV2, drop on the way what they compute themselves.
     model.load_state_dict({**fit.model, **fit.taken}, strict=False)
-    file.tell(model, fit, type(model).__name__)
+    file.tell(model, fit, what)
 
 
 def _saved_by_a_training(checkpoint: dict) -> dict[str, Tensor]:

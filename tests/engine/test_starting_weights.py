@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
 from overhaul.engine import starting_weights
+from overhaul.files import weights
 from overhaul.files.weights import check_resumable, load_weights
 from overhaul.registry import MODELS
 
@@ -161,6 +162,15 @@ def test_a_student_checkpoint_outlives_the_initialisation_and_a_resumed_training
     check_resumable(fresh, trained)
     resumed = train(tmp_path, fresh, load_from=trained, resume=True).model
     assert same_parameters(resumed.student, runner.model.student)
+
+
+def test_the_log_says_what_went_into_the_student_and_what_into_the_teacher(tmp_path, teacher_file, monkeypatch):
+    lines = []
+    monkeypatch.setattr(weights, 'print_log', lambda line, **_: lines.append(line))
+    file = save(tmp_path, MODELS.build(STUDENT))
+    distiller(teacher_file, student_checkpoint=file)
+    assert lines == [
+        f'Loaded 122 tensors of {file} into the student.', f'Loaded 122 tensors of {teacher_file} into the teacher.']
 
 
 def test_what_a_student_checkpoint_lacks_is_initialised(tmp_path, teacher_file):

@@ -416,11 +416,11 @@ def test_the_average_beside_the_weights_is_told_and_taken_where_it_is_asked_for(
     load_teacher(model, file)
     assert same(model.state_dict(), state)
     advice = f"teacher_checkpoint=dict(file='{file}', key='{average}')"
-    assert lines == [f'Loaded {len(state)} tensors of {file} into the ImageClassifier.',
+    assert lines == [f'Loaded {len(state)} tensors of {file} into the teacher.',
                      f'{file} also holds "{average}". To take that: {advice}.']
     load_teacher(model, eval(advice.partition('=')[2]))
     assert same(model.state_dict(), others(state))
-    assert lines[-1] == f'Loaded {len(state)} tensors of {file} into the ImageClassifier, from "{average}".'
+    assert lines[-1] == f'Loaded {len(state)} tensors of {file} into the teacher, from "{average}".'
 
 
 @pytest.mark.parametrize('beginning, dot, prefix', [
