@@ -71,7 +71,8 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
                        help='a key of the config, and the values to compare at')
     group.add_argument('--variant', nargs='+', action='append', metavar=('NAME', 'KEY=VALUE'),
                        help='a name, and what is other in this variant of the config; can be given several times')
-    parser.add_argument('--sides', nargs='+', choices=[ALONE, DISTILLED], default=[ALONE, DISTILLED])
+    parser.add_argument('--sides', nargs='+', choices=[ALONE, DISTILLED], default=[ALONE, DISTILLED],
+                        help='what is trained; default: both')
     parser.add_argument('--jobs', type=int, default=torch.cuda.device_count() or os.cpu_count(),
                         help='runs at a time, spread over the GPUs; default: one per GPU, or per core without any')
     parser.add_argument('--work-dir', type=Path, help='where the runs go; default: work_dirs/compare/<config>')

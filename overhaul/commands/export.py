@@ -1,4 +1,4 @@
-"""Write the student of a training so that plain mmpretrain or mmseg loads it, and as an ONNX graph if wanted.
+"""Write the student of a training so that its own package, as mmpretrain, loads it, and as an ONNX graph if wanted.
 
     overhaul export configs/voc_r101_r18_mmseg.py work_dirs/voc_r101_r18_mmseg/epoch_50.pth student.pth
 

@@ -31,7 +31,7 @@ from overhaul.tasks import name_task, task_of
 def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line: that of the process by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config of a distillation, or one of mmpretrain or mmseg that trains a network')
+    parser.add_argument('config', help='config of a distillation, or any other that trains a network')
     parser.add_argument('student', nargs='?', help="the student's config, where the first is the teacher's")
     parser.add_argument(
         '--size', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),

@@ -16,7 +16,7 @@ from overhaul.errors import one_paragraph_errors
 from overhaul.files.parts import build_plain, student_only, task_name, teacher_only
 from overhaul.files.settings import Overrides, config_name, read_config
 from overhaul.files.weights import load_weights
-from overhaul.tasks import name_task, task_of
+from overhaul.tasks import name_task, student_of, task_of
 from overhaul.tasks.results import Judge
 
 
@@ -32,7 +32,8 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
     parser.add_argument(
         '--voc-submission', metavar='DIR',
         help='segment the test set of Pascal VOC instead, and write DIR/results.tgz for its evaluation server')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
+                        help='what started several processes; the shell scripts of tools give it')
     parser.add_argument('--cfg-options', nargs='+', action=Overrides, metavar='KEY=VALUE')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(command_line)  # CHECKPOINT may come after the options too
@@ -96,10 +97,11 @@ def test(arguments: argparse.Namespace) -> None:
         name_task(model, task, student)
         if arguments.teacher:
             check_teacher(model, student, runner.test_dataloader.dataset)
-        reason = task_of(model).cannot_be_judged_on(runner.test_dataloader.dataset)
+        load_weights(model, checkpoint)
+        reason = task_of(model).cannot_be_judged_on(
+            runner.test_dataloader.dataset, trained_on=student_of(model).dataset_meta['classes'])
         if reason is not None:
             raise ValueError(reason)
-        load_weights(model, checkpoint)
         metrics = runner.test()
         if arguments.voc_submission is None:
             runner.logger.info(f'{part}: {Judge(task=task_of(model)).headline(metrics)}')

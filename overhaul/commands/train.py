@@ -1,4 +1,4 @@
-"""Train the model of a config: a distillation, its student alone, or a plain mmpretrain or mmseg model."""
+"""Train the model of a config: a distillation, its student alone, or a plain model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def parse_arguments(command_line: Sequence[str] | None = None) -> argparse.Names
     parser.add_argument('--compile', action='store_true', help='compile the losses; the first step takes minutes')
     parser.add_argument(
         '--verbose', action='store_true', help='show the environment, the config and the order of the hooks too')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
+                        help='what started several processes; the shell scripts of tools give it')
     parser.add_argument(
         '--cfg-options', nargs='+', action=Overrides, metavar='KEY=VALUE',
         help='override parts of the config, as model.distill_loss.loss_weight=1e-2 randomness.seed=1')

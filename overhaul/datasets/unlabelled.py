@@ -66,6 +66,9 @@ class WithUnlabelled(Dataset):
         self.unlabelled, self.per_image = unlabelled, per_image
         if not len(self.unlabelled):
             raise ValueError('The dataset of the images without labels is empty. Name one that has images.')
+        print_log(
+            f'{counted(len(self.unlabelled), "image")} without labels, in each batch {per_image} per labelled one.',
+            'current')
         _tell_of_images_in_both(self.labelled, self.unlabelled)
 
     def __len__(self) -> int:

@@ -165,10 +165,11 @@ class DryRunHook(Hook):
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         validation = '' if runner.val_loop is None else ' and 1 validation step'
+        random = 'Teacher and data are' if hasattr(bare_model(runner), 'teacher') else 'The data are'
         without = '' if self._annotated else " without the task's loss and without validation, which need labels"
         runner.logger.info(
             f'Dry run: ok. {_STEPS} training steps{validation}{without}, {self._seconds:.2f} s per step, peak memory '
-            f'{peak / 2**20:.0f} MiB. Teacher and data are random, so losses and errors above say nothing.')
+            f'{peak / 2**20:.0f} MiB. {random} random, so losses and errors above say nothing.')
 
 
 def leave_out_task_loss(model: nn.Module) -> None:

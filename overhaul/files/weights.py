@@ -195,7 +195,9 @@ class WeightsFile:
                  f'head with such a tensor, and {"stays" if len(fit.missing) == 1 else "stay"} as initialised: '
                  f'{examples(fit.missing)}.'
                  f'{" No prediction depends on them." * fit.has_all}', logging.WARNING)
-        left_out = fit.left_out + fit.unexpected + fit.mismatched
+        # A student is all of a distillation that is asked for.
+        left_out = [name for name in fit.left_out + fit.unexpected + fit.mismatched
+                    if fit.prefix != 'student.' or not name.startswith(('connectors.', 'margins.', 'distill_loss.'))]
         if left_out:
             _log(f'Left out {counted(len(left_out), "tensor")} of {file} for which the model has no place: '
                  f'{examples(left_out)}.')
@@ -229,7 +231,8 @@ def load_weights(model: nn.Module, source: str | dict) -> None:
 
     Which tensor is which is recognised from the names in the file, see :func:`fits`. Either may lack what no prediction
     depends on, as auxiliary heads, and tensors of whole numbers, which are counted or computed. Log lines tell what was
-    left out, and where several sets of weights would fit, which was taken.
+    left out, and where several sets of weights would fit, which was taken. The names of the classes in the file become
+    the model's ``dataset_meta``.
 
     Args:
         model: An mmpretrain classifier, an mmseg segmentor, any other model of mmengine, or a distiller, whose student
@@ -259,8 +262,7 @@ def load_teacher(model: nn.Module, source: str | dict, tapped: Collection[str] =
     """Load the weights in ``source`` into ``model``, a teacher, as far as its features need them.
 
     The file may lack the head, have one for other classes, or one that the model lacks. Of a head that it does not
-    fill, nothing is taken, unless it is tapped. What it has of the backbone must fit. The names of the classes in it
-    become the model's ``dataset_meta``.
+    fill, nothing is taken, unless it is tapped. What it has of the backbone must fit.
 
     Args:
         model, source: As :func:`load_weights` takes them.
@@ -278,7 +280,6 @@ def load_teacher(model: nn.Module, source: str | dict, tapped: Collection[str] =
         raise file.refusal(model, fit, names=fit.astray)
     fit.leave_heads_that_are_half_there(tapped)
     _load(model, file, fit, 'teacher')
-    model.dataset_meta = dict(classes=file.classes)
     return fit.missing
 
 
@@ -399,6 +400,7 @@ def _load(model: nn.Module, file: WeightsFile, fit: Fit, what: str) -> None:
     file.check_values(fit)
     # All that there is fits. Some models, as SwinV2, drop on the way what they compute themselves.
     model.load_state_dict({**fit.model, **fit.taken}, strict=False)
+    model.dataset_meta = dict(classes=file.classes)
     file.tell(model, fit, what)
 
 

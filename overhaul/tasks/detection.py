@@ -101,7 +101,7 @@ class Detection(Task):
                 return f'The training data "{getattr(part, "ann_file", "")}" are not what they should be: {reason}'
         return super().cannot_learn_from(dataset)
 
-    def cannot_be_judged_on(self, dataset: object) -> str | None:
+    def cannot_be_judged_on(self, dataset: object, trained_on: Sequence[str] = ()) -> str | None:
         """Return why not, of data of other classes than theirs, or of fewer: mmdet's evaluator would fail at a box."""
         own, texts = self.num_classes, hasattr(self.model, 'language_model')  # whose classes are in the samples
         for part in _parts(dataset):
@@ -111,7 +111,7 @@ class Detection(Task):
                           'that it finds boxes of classes that they do not know. Give its head as many.')
             if reason is not None:
                 return f'The data "{getattr(part, "ann_file", "")}" to validate or test on cannot be used: {reason}'
-        return None
+        return super().cannot_be_judged_on(dataset, trained_on)
 
     def cannot_judge(self, dataset: object, student: Task) -> str | None:
         """Return why not, for a detector that gives no masks where the student does, too."""

@@ -165,9 +165,23 @@ class Task:
                     'as many.')
         return None
 
-    def cannot_be_judged_on(self, dataset: object) -> str | None:
-        """Return why the model cannot be validated or tested on ``dataset``, and what to do; None if it can."""
-        return None
+    def cannot_be_judged_on(self, dataset: object, trained_on: Sequence[str] = ()) -> str | None:
+        """Return why the model cannot be validated or tested on ``dataset``, and what to do; None if it can.
+
+        Args:
+            dataset: The data.
+            trained_on: Names of the classes that it learns or has learnt, where they are known.
+        """
+        names = names_of(dataset)
+        # Of as many classes a few may be spelt otherwise. Where the last ones are absent, the others have their labels.
+        label = next((label for label, (own, name) in enumerate(zip(trained_on, names))
+                      if str(own).casefold() != str(name).casefold()), None)
+        if label is None or len(trained_on) == len(names) and _other_names(trained_on, names) is None:
+            return None
+        return (
+            f'The data to validate or test on have other classes than the training: the label {label} is '
+            f'"{trained_on[label]}" there, and "{names[label]}" here. Let both have the same ones in the same order. '
+            'Where a folder is a class, both need a folder for each.')
 
     def cut_loss(self, cut: Callable[[object], object], taps: Sequence[str]) -> None:
         """Let the model's loss be computed from the images with labels alone.

@@ -10,18 +10,20 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel, ImgDataPreprocessor
 from mmengine.structures import PixelData
+from mmpretrain.datasets import CustomDataset
 from mmpretrain.models.heads import ClsHead
 from mmpretrain.structures import DataSample, MultiTaskDataSample
 from mmseg.structures import SegDataSample
 from small_models import CLASSES, build_distiller, build_model, resnet, segmentor, wide_resnet
 from test_tools import run_in_process
+from tiny_data import write_images
 from torch import nn
 
 from overhaul.files.export import export_student
 from overhaul.files.onnx_graph import OnnxGraph
 from overhaul.files.parts import task_name
 from overhaul.registry import MODELS, TASKS
-from overhaul.tasks import Classification, Segmentation, Task, classes_of, student_of, task_of
+from overhaul.tasks import Classification, Segmentation, Task, classes_of, names_of, student_of, task_of
 from overhaul.tasks.results import Judge
 
 PAGE = (Path(__file__).parents[2] / 'docs/tasks.md').read_text()
@@ -259,6 +261,26 @@ def test_names_of_classes_may_be_an_array():
     data.metainfo = dict(classes=np.array(list('bacde')))
     assert classes_of(data) == 5
     assert judge(wide_resnet(), data=data, names='abcde').startswith('its classes are in another order')
+
+
+@pytest.mark.parametrize(('learnt', 'label'), [
+    ('abcde', None), ('ABCDE', None), ('abcdx', None), ('', None),
+    ('abcdef', None), ('abc', None),  # the labels of those that there are, are right
+    ('xabcd', '0 is "x" there, and "a"'), ('abdef', '2 is "d" there, and "c"'), ('abcxdef', '3 is "x" there, and "d"'),
+    ('bacde', '0 is "b" there, and "a"')])
+def test_data_of_other_classes_than_the_training_judge_nothing(learnt, label):
+    told = task_of(build_model(wide_resnet())).cannot_be_judged_on(Data(*'abcde'), tuple(learnt))
+    assert told is None if label is None else f'the label {label} here. Let both have' in told
+
+
+def test_a_folder_of_a_class_that_only_the_training_has_is_refused(tmp_path):
+    for split, names in (('train', 'abc'), ('val', 'bc')):
+        for name in names:
+            write_images(tmp_path / split / name, 2)
+    model = build_model(with_head(type='LinearClsHead', num_classes=3))
+    datasets = [CustomDataset(str(tmp_path / split), pipeline=[]) for split in ('train', 'val')]
+    reason = task_of(model).cannot_be_judged_on(datasets[1], trained_on=names_of(datasets[0]))
+    assert 'the label 0 is "a" there, and "b" here' in reason and 'both need a folder for each' in reason
 
 
 def depth_estimator():
