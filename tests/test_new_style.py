@@ -6,8 +6,10 @@ from mmpretrain import get_model
 from test_tools import run_in_process
 
 from overhaul.datasets import voc_submission
-from overhaul.files.export import export_student
-from overhaul.files.settings import read_config
+from overhaul.files.export import export_student, student_config
+from overhaul.files.parts import build_plain, whole_model
+from overhaul.files.settings import enter_scope, read_config
+from overhaul.registry import build
 
 BASE = """
 from mmengine.hooks import CheckpointHook, LoggerHook
@@ -80,6 +82,18 @@ def test_classes_have_their_names_once_a_config_is_read(folder):
     assert cfg.optim_wrapper == dict(type='mmengine.OptimWrapper', optimizer=dict(type='torch.optim.sgd.SGD', lr=0.01))
     assert [step.type for step in cfg.pipeline] == ['mmengine.Resize', 'mmpretrain.PackInputs']
     assert read_config(folder / 'work/config.py').model == cfg.model  # what a training writes down
+
+
+def test_without_a_default_scope_the_package_of_each_model_is_the_scope(tmp_path):
+    (tmp_path / 'base.py').write_text(BASE)
+    (tmp_path / 'config.py').write_text(CONFIG.replace("default_scope = 'mmpretrain'", 'default_scope = None').replace(
+        ', loss=dict(type=CrossEntropyLoss)', ''))  # that one the head names by itself, without its package
+    cfg = read_config(tmp_path / 'config.py')
+    assert cfg.default_scope is None
+    assert type(build_plain(cfg).head.loss_module).__module__.startswith('mmpretrain.')
+    assert student_config(cfg).default_scope == 'mmpretrain'
+    enter_scope(cfg)
+    assert type(build(whole_model(cfg), 'model').student.head.loss_module).__module__.startswith('mmpretrain.')
 
 
 def test_a_config_with_a_base_may_name_classes_too(tmp_path):

@@ -22,14 +22,13 @@ import torch
 from matplotlib.figure import Figure
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 
 from overhaul.datasets.transforms import reads_bgr
 from overhaul.engine.followed import judge_in
 from overhaul.errors import one_paragraph_errors
 from overhaul.files.parts import build_plain, student_only, whole_model
-from overhaul.files.settings import Overrides, read_config
+from overhaul.files.settings import Overrides, enter_scope, read_config
 from overhaul.files.weights import load_distiller, load_weights
 from overhaul.registry import build
 from overhaul.reports import pictures
@@ -152,7 +151,7 @@ def margins(arguments: argparse.Namespace) -> Figure:
 def predictions(arguments: argparse.Namespace) -> Figure:
     """Return the first images of the test data, their truth, and what the students of the checkpoints predict."""
     cfg = read_config(arguments.config)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     if cfg.get('test_dataloader') is None:
         raise ValueError(
             f'The config "{arguments.config}" has no test_dataloader. Give it one: predictions are drawn on '
@@ -176,7 +175,7 @@ def before_and_after(arguments: argparse.Namespace) -> tuple[list[pictures.TapFe
     cfg = read_config(arguments.config, arguments.cfg_options)
     student_only(cfg)  # refuses what is no distillation
     MMLogger.get_instance('plot', log_level='WARNING')  # else every weight's initialisation is told
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     seed = set_random_seed(cfg.get('randomness', {}).get('seed'))
     model = build(whole_model(cfg), 'model').to(get_device())
     model.init_weights()

@@ -18,12 +18,12 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
 from overhaul.engine import dry_run, malloc, modes
 from overhaul.files.parts import student_only, teacher_only, whole_model
+from overhaul.files.settings import enter_scope
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.registry import MODELS
 from overhaul.tasks import student_of
@@ -128,7 +128,7 @@ def build_step(cfg: Config, variant: str, batch_size: int, device: str) -> Calla
     dry_run.prepare(cfg)
     if variant in (FLOOR, STUDENT) and 'unlabelled' in cfg.train_dataloader:  # as many images, all of them with labels
         cfg.train_dataloader.batch_size *= 1 + cfg.train_dataloader.pop('unlabelled').per_image
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    enter_scope(cfg)
     cfg.model = whole_model(cfg)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     batch, annotated = next(iter(loader)), loader.dataset.annotated

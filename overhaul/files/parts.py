@@ -26,10 +26,14 @@ def model_of(source: dict | str) -> dict:
 def whole_model(cfg: Config, part: dict | None = None) -> dict:
     """Return the config of the model that ``cfg`` trains, or of a ``part`` of it, as the runner builds it.
 
-    It has the data preprocessor and the scope that the file gives beside the model.
+    It has the data preprocessor and the scope that the file gives beside the model. Where the file has
+    ``default_scope=None``, as those that name classes, the scope is the package of the model, or of its student.
     """
-    model = {'_scope_': cfg.get('default_scope') or 'mmengine', **(cfg.model if part is None else part)}
-    return copy.deepcopy(with_preprocessor(model, cfg.get('data_preprocessor')))
+    model = cfg.model if part is None else part
+    student = model.get('student')
+    package, dot, name = (type_name(student if isinstance(student, dict) else model) or '').partition('.')
+    scope = cfg.get('default_scope') or (package if dot and '.' not in name else 'mmengine')
+    return copy.deepcopy(with_preprocessor({'_scope_': scope, **model}, cfg.get('data_preprocessor')))
 
 
 def plain_model(cfg: Config) -> dict:

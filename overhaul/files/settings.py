@@ -16,6 +16,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.config.lazy import LazyObject
 from mmengine.hub import get_config
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from overhaul import own_configs
@@ -151,6 +152,16 @@ def _switch_hooks_off(cfg: Config) -> None:
     hooks = cfg.get('default_hooks') or {}
     for name in [name for name, hook in hooks.items() if hook is None and name not in _HOOKS_OF_MMENGINE]:
         del hooks[name]
+
+
+def enter_scope(cfg: Config) -> None:
+    """Let types without a package be of the ``default_scope`` of ``cfg``, as the runner does it.
+
+    Where that is None, each package looks in itself.
+    """
+    scope = cfg.get('default_scope', 'mmengine')
+    if scope is not None:
+        init_default_scope(scope)
 
 
 def config_name(path: str) -> str:
