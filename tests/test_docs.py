@@ -1,13 +1,10 @@
 """docs/: what a page tells to do is done here, with a few images, and what it shows comes out but for its numbers."""
 
 import contextlib
-import csv
 import io
-import logging
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -37,14 +34,6 @@ TWO_ITERATIONS = [
 IN_THIS_PROCESS = [
     'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
     'val_dataloader.persistent_workers=False']
-PETS = [*IN_THIS_PROCESS[::2], 'train_dataloader.batch_size=4', 'train_cfg.max_epochs=1', 'param_scheduler.T_max=1',
-        'train_dataloader.dataset.pipeline.1.scale=64', 'val_dataloader.dataset.pipeline.1.scale=64']
-ROADS = [*IN_THIS_PROCESS, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2',
-         'train_dataloader.batch_size=2', 'train_dataloader.dataset.pipeline.2.scale=(128,64)',
-         'train_dataloader.dataset.pipeline.3.crop_size=(64,64)', 'train_dataloader.dataset.pipeline.6.size=(64,64)',
-         'val_dataloader.dataset.pipeline.1.scale=(128,64)']
-FRUIT = [*IN_THIS_PROCESS, 'train_cfg.max_epochs=1', 'train_dataloader.dataset.pipeline.2.scale=(128,64)',
-         'val_dataloader.dataset.pipeline.1.scale=(128,64)']
 # What makes a training of a page a short one on small images.
 QUICK = {
     'resnet50_resnet18.py': [
@@ -60,13 +49,6 @@ QUICK = {
         *IN_THIS_PROCESS, 'train_cfg.max_epochs=1',
         'train_dataloader.dataset.pipeline.2.scale=(128,64)', 'val_dataloader.dataset.pipeline.1.scale=(128,64)',
         'model.student.backbone.init_cfg=None'],
-    'pets_r50.py': PETS, 'pets_r50_r18.py': [*PETS, 'model.teacher_checkpoint=work_dirs/pets_r50/epoch_1.pth'],
-    'roads_r50.py': [*ROADS, 'model.data_preprocessor.size=(64,64)', 'model.pretrained=None'],
-    'roads_r50_r18.py': [*ROADS, 'model.student.data_preprocessor.size=(64,64)', 'default_hooks.calibrate.batches=1',
-                         'model.student.pretrained=None', 'model.teacher_checkpoint=work_dirs/roads_r50/iter_2.pth'],
-    'fruit_r50.py': [*FRUIT, 'model.backbone.init_cfg=None'],
-    'fruit_r50_r18.py': [*FRUIT, 'model.student.backbone.init_cfg=None',
-                         'model.teacher_checkpoint=work_dirs/fruit_r50/epoch_1.pth'],
     DIGITS: [*TWO_ITERATIONS, 'val_dataloader.dataset.indices=20'],
     DIGITS.replace('.py', '_unlabelled.py'): [*TWO_ITERATIONS, 'val_dataloader.dataset.indices=20'],
     'configs/digits_wrn16_2.py': [*TWO_ITERATIONS, 'val_dataloader.dataset.indices=20'],
@@ -106,29 +88,6 @@ def write_downloads(config, folder):
         model = model_of(next(name for beginning, name in DOWNLOADS.items() if address.startswith(beginning)))
         without_downloads(model)
         torch.save(dict(meta={}, state_dict=build_model(model).state_dict()), folder / address)
-
-
-def write_pictures(folder, suffix='jpg', values=256, channels=(3, )):
-    """Two pictures with random pixels."""
-    folder.mkdir(parents=True)
-    pixels = np.random.RandomState(0).randint(0, values, (2, 64, 64, *channels), dtype=np.uint8)
-    for number, picture in enumerate(pixels):
-        Image.fromarray(picture).save(folder / f'{number}.{suffix}')
-
-
-def write_masks(root):
-    """Four pictures with masks of two classes, two of them to validate on."""
-    for split in ('train', 'val'):
-        write_pictures(root / split / 'images')
-        write_pictures(root / split / 'masks', 'png', values=2, channels=())
-
-
-def write_fruit(root):
-    """Images with boxes, laid out as the page has them."""
-    write_coco(root, classes=('apple', 'pear'))
-    for split in ('train', 'val'):
-        (root / f'{split}2017').rename(root / split)
-        (root / f'annotations/instances_{split}2017.json').rename(root / f'{split}.json')
 
 
 def run(command):
@@ -202,27 +161,6 @@ def walk(text, folder):
     assert done == {'bash', 'python', 'text'}
 
 
-OWN_DATA = {
-    'A folder for each class': lambda folder: [
-        write_pictures(folder / 'data/pets' / split / name) for split in ('train', 'val')
-        for name in ('cat', 'dog', 'rabbit')],
-    'Images and masks': lambda folder: write_masks(folder / 'data/roads'),
-    'Boxes in a COCO file': lambda folder: write_fruit(folder / 'data/fruit'),
-}
-
-
-@pytest.mark.parametrize('section', OWN_DATA)
-def test_a_model_of_data_of_ones_own(section, tmp_path, monkeypatch):
-    if 'COCO' in section:
-        pytest.importorskip('mmdet')
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'hub/checkpoints').mkdir(parents=True)
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    OWN_DATA[section](tmp_path)
-    page = (ROOT / 'docs/your_own_data.md').read_text()
-    walk(re.search(rf'^## {section}\n(.*?)(?=^## |\Z)', page, re.DOTALL | re.MULTILINE)[1], tmp_path)
-
-
 def test_the_page_of_images_without_labels_can_be_walked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
@@ -280,38 +218,3 @@ def test_every_command_of_the_evidence_makes_what_it_should(tmp_path, monkeypatc
         made += [word for word in words if word.startswith('docs/')]
     assert len(set(made)) == (10 if find_spec('mmdet') is None else 12)
     assert all((tmp_path / name).stat().st_size for name in made)
-
-
-def test_what_holds_a_row_of_what_is_reported_is_there():
-    with (ROOT / 'docs/results/reported.csv').open() as file:
-        named = [name for row in csv.DictReader(file) for name in row['tests'].split(', ')]
-    assert named and all((ROOT / name).is_file() for name in named)
-
-
-@pytest.mark.parametrize('script, arguments, page', [
-    ('alpha.py', ['digits_wrn16_2_wrn10_1'], 'alpha.md'),
-    ('backbones.py', ['resnet/resnet18_8xb16_cifar10'], 'backbones.md'),
-    ('robustness.py', [], 'robustness.md'),
-    ('speed.py', ['arithmetic', 'data'], 'speed.md')])
-def test_a_script_makes_the_table_of_its_page(script, arguments, page, monkeypatch):
-    published = (ROOT / 'docs' / page).read_text()
-    monkeypatch.setattr(sys, 'argv', [str(ROOT / 'docs' / script), *arguments])
-    monkeypatch.syspath_prepend(str(ROOT / 'tests'))
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        runpy.run_path(sys.argv[0], run_name='__main__')
-    logging.disable(logging.NOTSET)
-    assert (ROOT / 'docs' / page).read_text() == published
-    rows = [line.split('|')[1] for line in printed.getvalue().splitlines() if line.startswith('|')]
-    assert bool(rows) == (script != 'robustness.py') and all(f'|{row}|' in published for row in rows)
-
-
-def test_the_api_reference_builds_without_a_warning(tmp_path):
-    pytest.importorskip('pdoc')
-    command = [sys.executable, '-W', 'error:::pdoc', str(ROOT / 'docs/api.py'), str(tmp_path)]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert process.returncode == 0 and 'pdoc/' not in process.stderr, process.stderr
-    assert (tmp_path / 'index.html').is_file()
-    for module in (path.stem for path in (ROOT / 'overhaul').glob('[a-z]*.py')):
-        assert (tmp_path / f'overhaul/{module}.html').is_file(), module
-    page = (tmp_path / 'overhaul/method/distiller.html').read_text()
-    assert 'teacher_checkpoint' in page and ':func:' not in re.sub(r'<pre>.*?</pre>', '', page, flags=re.DOTALL)
