@@ -33,7 +33,7 @@ TWO_ITERATIONS = [
     'default_hooks.logger.interval=1', 'default_hooks.summary.validate_teacher=False']
 IN_THIS_PROCESS = [
     'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False']
+    'val_dataloader.persistent_workers=False', 'default_hooks.checkpoint.save_optimizer=False']
 # What makes a training of a page a short one on small images.
 QUICK = {
     'resnet50_resnet18.py': [
