@@ -360,7 +360,7 @@ def _other_names(own: Sequence[str], given: Sequence[str]) -> str | None:
         return None  # the names are of something else
     own, given = ([str(name).casefold() for name in names] for names in (own, given))
     for label, name in enumerate(own):
-        if name != given[label] and name in given:
+        if name != given[label] and own.count(name) == given.count(name) == 1:
             return (f'its classes are in another order: "{name}" is the one with the label {label}, and '
                     f'{given.index(name)} in the data')
     unknown = [label for label, name in enumerate(own) if name not in given]

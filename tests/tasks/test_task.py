@@ -273,6 +273,13 @@ def test_data_of_other_classes_than_the_training_judge_nothing(learnt, label):
     assert told is None if label is None else f'the label {label} here. Let both have' in told
 
 
+def test_a_class_whose_name_another_has_too_is_in_no_other_order():
+    learnt, names = ('crane', 'ox', 'bag', 'crane'), ('crane bird', 'ox', 'bag', 'crane')  # as two of ImageNet have
+    task = task_of(build_model(with_head(type='LinearClsHead', num_classes=4)))
+    assert task.cannot_be_judged_on(Data(*names), learnt) is None
+    assert task.cannot_be_judged_on(Data(*learnt), names) is None
+
+
 def test_a_folder_of_a_class_that_only_the_training_has_is_refused(tmp_path):
     for split, names in (('train', 'abc'), ('val', 'bc')):
         for name in names:
