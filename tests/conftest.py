@@ -9,10 +9,18 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 import functools
 import gc
 from contextlib import suppress
+from importlib.util import find_spec
 
 import pytest
 import quick_python
 from mmengine.registry import DefaultScope
+
+
+def pytest_collection_modifyitems(items):
+    if find_spec('mmdet') is None:
+        for item in items:
+            if item.get_closest_marker('detection'):
+                item.add_marker(pytest.mark.skip(reason='mmdet is not installed: pip install "overhaul[detection]"'))
 
 
 @pytest.fixture(scope='session', autouse=True)

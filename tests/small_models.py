@@ -2,7 +2,9 @@
 
 import logging
 import warnings
+from pathlib import Path
 
+import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
@@ -17,6 +19,12 @@ PATHS = ('backbone.block2.0.bn1', 'backbone.block3.0.bn1', 'backbone.bn1')
 TAPS = [dict(teacher=path, student=path, loss_weight=weight) for path, weight in zip(PATHS, (1 / 4, 1 / 2, 1))]
 CLASSES = 5
 OF_MMDET = ('coco', 'digitdet', 'voc_ssd300')  # how configs begin whose models are of mmdet
+
+
+def of_each(configs):
+    """The parameters of a test of ``configs``, paths or names, with the mark of those whose models are of mmdet."""
+    return [pytest.param(config, marks=pytest.mark.detection) if Path(config).stem.startswith(OF_MMDET) else config
+            for config in configs]
 
 
 def wide_resnet(widen_factor=1):

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 
 import mmengine
@@ -365,7 +364,7 @@ DETECTORS = dict(
     gfl=('GFLHead', 10, [1 / 4, 1 / 2, 1, 1]))
 
 
-@pytest.mark.skipif(find_spec('mmdet') is None, reason='mmdet is not installed: pip install "overhaul[detection]"')
+@pytest.mark.detection
 @pytest.mark.parametrize('name', DETECTION)
 def test_a_detector_is_that_of_the_name_and_learns_on_random_images(name, tmp_path, monkeypatch):
     detector, *networks = name.split('_')[1:]
@@ -390,7 +389,7 @@ def test_a_detector_is_that_of_the_name_and_learns_on_random_images(name, tmp_pa
     assert runner.iter == 2 and math.isfinite(runner.message_hub.get_scalar('train/loss').current())
 
 
-@pytest.mark.skipif(find_spec('mmdet') is None, reason='mmdet is not installed: pip install "overhaul[detection]"')
+@pytest.mark.detection
 def test_boxes_of_pascal_voc_come_to_the_detector_as_they_are_in_the_files(tmp_path):
     write_voc_boxes(tmp_path, trainval=3, test=2)
     cfg = read_config(PATHS['voc_ssd300_r50'])
@@ -409,7 +408,7 @@ def test_boxes_of_pascal_voc_come_to_the_detector_as_they_are_in_the_files(tmp_p
     assert (sample.gt_instances.bboxes.tensor[:, 2] <= 96).all()  # not resized with the image
 
 
-@pytest.mark.skipif(find_spec('mmdet') is None, reason='mmdet is not installed: pip install "overhaul[detection]"')
+@pytest.mark.detection
 @pytest.mark.parametrize('name', [name for name in DETECTION if name.startswith('digitdet')])
 def test_a_detector_of_digits_trains_and_evaluates(name, tmp_path):
     cfg = read_config(PATHS[name], dict(log_level='WARNING', work_dir=str(tmp_path / 'work')))
@@ -437,7 +436,7 @@ def test_a_detector_of_digits_trains_and_evaluates(name, tmp_path):
     check_checkpoint(runner, 'digits', tmp_path / 'work')
 
 
-@pytest.mark.skipif(find_spec('mmdet') is None, reason='mmdet is not installed: pip install "overhaul[detection]"')
+@pytest.mark.detection
 def test_the_teacher_of_boxes_begins_with_the_backbone_of_the_teacher_of_masks(tmp_path):
     cfg = read_config(PATHS['digitdet_gfl_r34'], dict(log_level='ERROR', work_dir=str(tmp_path)))
     cfg.train_dataloader.dataset.length = cfg.val_dataloader.dataset.length = 2

@@ -16,7 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from small_models import OF_MMDET, batch, build_distiller, runner, sgd
+from small_models import batch, build_distiller, of_each, runner, sgd
 from torch import nn
 
 from overhaul import compat
@@ -260,10 +260,8 @@ def test_resume_on_another_number_of_gpus(trained, tmp_path):
     assert (tmp_path / f'out/iter_{STEPS + 1}.pth').is_file()
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('[!f]*.py')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', of_each(sorted((ROOT / 'configs').glob('[!f]*.py'))), ids=lambda path: path.stem)
 def test_rates_of_all_configs_follow_the_total_batch(path):
-    if path.stem.startswith(OF_MMDET):
-        pytest.importorskip('mmdet')
     cfg = Config.fromfile(path)
     data = path.stem.replace('voc_ssd300', 'ssd300').split('_')[0]
     # What the learning rate of the paper or its official code belongs to.

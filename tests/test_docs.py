@@ -2,13 +2,12 @@
 
 import contextlib
 import io
+import os
 import re
 import runpy
 import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +66,6 @@ LAST_CHECKPOINT = {'epoch_100.pth': 'epoch_1.pth', 'epoch_30.pth': 'epoch_1.pth'
                    'iter_80000.pth': 'iter_2.pth', 'iter_4000.pth': 'iter_2.pth',
                    'iter_600.pth': 'iter_2.pth', 'iter_300.pth': 'iter_2.pth', 'iter_200.pth': 'iter_2.pth'}
 
-numbers = count()
-
 
 def write_cityscapes(root):
     """Two images each to train and to validate on, as the dataset lies on disk."""
@@ -104,7 +101,7 @@ def run(command):
         if '--student-only' in arguments:
             options = [option.replace('model.student.', 'model.') for option in options]
         # Names of their own, because mmengine keeps one log and one visualizer per name in a process.
-        name = f'page{next(numbers)}'
+        name = f'page{os.urandom(4).hex()}'
         # Configs of this package have no visualizer, and get mmengine's.
         visualizer = [] if arguments[0].startswith('configs/') else [f'visualizer.name={name}']
         arguments += ['--cfg-options', f'experiment_name={name}', *visualizer, *given, *options]
@@ -123,14 +120,16 @@ def shape_of(text):
     return re.sub(r'\s+', ' ', re.sub(r'\d+(\.\d+)?(e[-+]?\d+)?', '#', text))
 
 
-@pytest.mark.parametrize('section', ['A classifier of mmpretrain', 'A segmentor of mmseg', 'A detector of mmdet'])
+@pytest.mark.parametrize('section', [
+    'A classifier of mmpretrain', 'A segmentor of mmseg',
+    pytest.param('A detector of mmdet', marks=pytest.mark.detection)])
 def test_the_walk_through_can_be_walked(section, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'hub/checkpoints').mkdir(parents=True)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     if 'mmdet' in section:
-        names = pytest.importorskip('mmdet.datasets').CocoDataset.METAINFO['classes']
-        write_coco(tmp_path / 'data/coco', classes=names)
+        from mmdet.datasets import CocoDataset
+        write_coco(tmp_path / 'data/coco', classes=CocoDataset.METAINFO['classes'])
     elif 'mmseg' in section:
         write_cityscapes(tmp_path / 'data/cityscapes')
     else:
@@ -183,7 +182,8 @@ PLACEHOLDERS = {
     'CONFIG': DIGITS, 'CHECKPOINT': 'work_dirs/digits_wrn16_2_wrn10_1/iter_200.pth'}
 
 
-def test_every_command_of_the_evidence_makes_what_it_should(tmp_path, monkeypatch):
+@pytest.mark.parametrize(('of_mmdet', 'files'), [(False, 10), pytest.param(True, 2, marks=pytest.mark.detection)])
+def test_every_command_of_the_evidence_makes_what_it_should(of_mmdet, files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     (tmp_path / 'docs/results').mkdir(parents=True)
@@ -195,11 +195,11 @@ def test_every_command_of_the_evidence_makes_what_it_should(tmp_path, monkeypatc
         if language == 'python' and 'import' in block:
             exec(block, {})
     lines = ''.join(block for language, block in blocks if language == 'bash').replace('\\\n', ' ').splitlines()
-    if find_spec('mmdet') is None:
-        lines = [line for line in lines if 'digitdet' not in line]
     for line in lines:
         if variable := re.fullmatch(r'(\w+)=(\S+)', line):
             variables[f'${variable[1]}'] = variable[2]
+            continue
+        if ('digitdet' in line) != of_mmdet:
             continue
         for name, value in variables.items():
             line = line.replace(name, value)
@@ -216,5 +216,5 @@ def test_every_command_of_the_evidence_makes_what_it_should(tmp_path, monkeypatc
             words += ['--cfg-options', 'test_dataloader.dataset.length=4']
         run(shlex.join(words))
         made += [word for word in words if word.startswith('docs/')]
-    assert len(set(made)) == (10 if find_spec('mmdet') is None else 12)
+    assert len(set(made)) == files
     assert all((tmp_path / name).stat().st_size for name in made)

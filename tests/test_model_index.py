@@ -8,7 +8,7 @@ from statistics import mean
 import mmengine
 import pytest
 from mmengine.runner import Runner
-from small_models import OF_MMDET
+from small_models import of_each
 
 from overhaul.engine.hooks.summary import count_parameters
 from overhaul.files.parts import student_only
@@ -21,11 +21,6 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = {path.stem: path for path in sorted((ROOT / 'configs').glob('*.py'))}
 MODELS = {model['Name']: model for file in mmengine.load(ROOT / 'model-index.yml')['Import']
           for model in mmengine.load(ROOT / file)['Models']}
-
-
-def wait_for_mmdet(name):
-    if name.startswith(OF_MMDET):
-        pytest.importorskip('mmdet', reason='mmdet is not installed: pip install "overhaul[detection]"')
 
 
 def student(name):
@@ -50,9 +45,8 @@ def test_every_config_has_an_entry_and_every_entry_a_config():
         assert model['Config'] == f'configs/{name}.py'
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', of_each(MODELS))
 def test_the_entry_says_what_the_config_does(name):
-    wait_for_mmdet(name)
     metadata = MODELS[name]['Metadata']
     model, cfg = student(name)
     assert metadata['Parameters'] == count_parameters(model)
@@ -75,12 +69,11 @@ def metrics(name, mean_of_seeds):
     return {metric: value for metric, value in found if ('mean of' in metric) == mean_of_seeds}
 
 
-@pytest.mark.parametrize('name', RESULTS)
+@pytest.mark.parametrize('name', of_each(RESULTS))
 def test_the_result_of_weights_is_what_they_give_and_what_the_log_of_their_training_ends_with(name, tmp_path):
     result, = metrics(name, mean_of_seeds=False).values()
     *_, last = (row for row in map(json.loads, (ROOT / MODELS[name]['Training Log']).open()) if 'loss' not in row)
     assert round(Judge().quoted(last)[0].value, 2) == result
-    wait_for_mmdet(name)
     cfg = read_config(CONFIGS[name], dict(work_dir=str(tmp_path), log_level='ERROR', custom_hooks=[], load_from=None))
     if 'student' in cfg.model:
         cfg.model = student_only(cfg)

@@ -59,10 +59,9 @@ OWN_DATA = {
 }
 
 
-@pytest.mark.parametrize('section', OWN_DATA)
+@pytest.mark.parametrize('section', [
+    pytest.param(section, marks=pytest.mark.detection) if 'COCO' in section else section for section in OWN_DATA])
 def test_a_model_of_data_of_ones_own(section, tmp_path, monkeypatch):
-    if 'COCO' in section:
-        pytest.importorskip('mmdet')
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'hub/checkpoints').mkdir(parents=True)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))

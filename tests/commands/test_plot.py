@@ -91,9 +91,9 @@ def test_features_are_of_images_that_are_normalised_as_in_the_training(work_dirs
         assert 1 < images.max().item() <= (255 - 78) / 96
 
 
-@pytest.mark.parametrize(('config', 'package'), [(SCENES, 'mmseg'), (BOXES, 'mmdet')])
+@pytest.mark.parametrize(('config', 'package'), [
+    (SCENES, 'mmseg'), pytest.param(BOXES, 'mmdet', marks=pytest.mark.detection)])
 def test_predictions_are_drawn_a_row_per_image(config, package, tmp_path, monkeypatch):
-    pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     student = build(student_only(read_config(config)), 'student', scope=package)
     torch.save(student.state_dict(), 'some.pth')

@@ -222,11 +222,11 @@ def test_the_dataset_is_registered():
 @pytest.fixture
 def detection():
     """The base config of boxes, whose types are those of mmdet."""
-    pytest.importorskip('mmdet', reason='mmdet is not installed: pip install "overhaul[detection]"')
     init_default_scope('mmdet')
     return Config.fromfile(BASES / 'digitdet.py')
 
 
+@pytest.mark.detection
 def test_batches_of_boxes_are_normalised_and_their_boxes_are_within_the_image(detection):
     detection.train_dataloader.dataset.length = 200
     preprocess = MODELS.build(detection.data_preprocessor)
@@ -247,6 +247,7 @@ def test_batches_of_boxes_are_normalised_and_their_boxes_are_within_the_image(de
     assert sum(len(sample.ignored_instances) for sample in samples) > 0
 
 
+@pytest.mark.detection
 def test_the_metric_of_coco_compares_with_the_boxes_and_needs_no_file(detection):
     detection.val_dataloader.dataset.length = 20
     loader = Runner.build_dataloader(detection.val_dataloader)

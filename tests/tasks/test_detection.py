@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from detectors import CLASSES, distillation, loads_without_this_package, run, save_teacher, train_and_resume
 from matplotlib.figure import Figure
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
@@ -32,8 +33,7 @@ from overhaul.reports import pictures
 from overhaul.tasks import Detection, task_of
 from overhaul.tasks.results import Judge
 
-pytest.importorskip('mmdet', reason='mmdet is not installed: pip install "overhaul[detection]"')
-from detectors import CLASSES, distillation, loads_without_this_package, run, save_teacher, train_and_resume
+pytestmark = pytest.mark.detection
 
 SIZE = (64, 96)
 PREPROCESSOR = dict(
