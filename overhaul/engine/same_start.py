@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from overhaul.engine.runner import bare_model
+from overhaul.engine.same_training import leaves
 from overhaul.files.weights import checksum
 from overhaul.method.distiller import OverhaulDistiller
 
@@ -37,7 +38,7 @@ class _SameStartHook(Hook):
 def start_of(runner: Runner) -> dict[str, object]:
     """Return, by name, all that the processes of a training must have in common."""
     model, cfg = bare_model(runner), runner.cfg.to_dict()
-    start = dict(_leaves({name: cfg[name] for name in _DECISIVE if name in cfg}))
+    start = dict(leaves({name: cfg[name] for name in _DECISIVE if name in cfg}))
     start['train_dataloader.batch_size'] = cfg.get('train_dataloader', {}).get('batch_size')
     start['number of training images'] = len(runner.train_dataloader.dataset)
     start['iteration to go on from'] = runner.iter
@@ -61,12 +62,3 @@ def check_same(starts: Sequence[tuple[str, dict[str, object]]]) -> None:
                 f'The processes of this training do not begin with the same: "{differ[0]}" is {first.get(differ[0])!r} '
                 f'in process 0 on {host} and {other.get(differ[0])!r} in process {rank} on {other_host}. Give all of '
                 'them the same config, options and files; to resume, the work directory of process 0.')
-
-
-def _leaves(value: object, name: str = '') -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict | list | tuple) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, part in items:
-            yield from _leaves(part, f'{name}.{key}' if name else str(key))
-    else:
-        yield name, value

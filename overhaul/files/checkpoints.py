@@ -100,7 +100,9 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
     pointer = Path(work_dir, 'last_checkpoint')  # which may be of a moved folder, or behind what was saved last
     folders = {Path(work_dir)}
     if pointer.is_file():
-        folders.add(Path(pointer.read_text(errors='replace').strip()).parent)
+        pointed = Path(pointer.read_text(errors='replace').strip())
+        if not Path(work_dir, pointed.name).exists():  # else this is a copy, and where it is from may have gone on
+            folders.add(pointed.parent)
     numbers = {path: int(match[1]) for folder in folders for path in folder.glob('*.pth')
                if (match := re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', path.name))}
     for path in sorted(numbers, key=numbers.get, reverse=True):

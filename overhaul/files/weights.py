@@ -384,11 +384,12 @@ def check_resumable(model: nn.Module, source: str | dict, averages: bool = True)
             'from the average: --cfg-options load_from=PATH.')
 
 
-def checksum(model: nn.Module) -> str:
-    """Return a checksum of all bits of the weights and buffers of ``model``."""
+def checksum(model: nn.Module, names: Collection[str] | None = None) -> str:
+    """Return a checksum of all bits of the weights and buffers of ``model``, or of those of ``names``."""
     digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for name, tensor in model.state_dict().items():
+        if names is None or name in names:
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:12]
 
 

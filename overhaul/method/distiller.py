@@ -104,6 +104,7 @@ class OverhaulDistiller(BaseModel):
         teacher, student: The models.
         teacher_is_whole: Whether no tensor of the teacher is absent from its ``teacher_checkpoint``; True without one.
             A teacher that is not whole gives its features, and no results that could be validated.
+        teacher_read: Names of the tensors of the teacher that are from its ``teacher_checkpoint``.
         connectors, margins: One per tap.
 
     Raises:
@@ -196,6 +197,7 @@ class OverhaulDistiller(BaseModel):
         # Past nn.Module's __setattr__, which would make it a submodule.
         self.__dict__['teacher'] = teacher.requires_grad_(False)
         self.teacher_is_whole = not missing
+        self.teacher_read = set() if checkpoint is None else teacher.state_dict().keys() - missing
         return missing
 
     def _place_taps(self, taps: Sequence[dict], input_size: tuple[int, int]) -> None:

@@ -24,6 +24,7 @@ from overhaul.tasks.task import (
     is_height_first,
     name_task,
     names_of,
+    other_label,
     stand_in,
     student_of,
     task_of,
@@ -35,4 +36,4 @@ from overhaul.tasks.unlabelled import count_labelled, mark_unlabelled
 __all__ = [
     'Action', 'Classification', 'Detection', 'Graph', 'Outputs', 'Pose', 'Quote', 'Segmentation', 'Task', 'classes_of',
     'count_labelled', 'is_for_training', 'is_height_first', 'label_of', 'mark_unlabelled', 'name_task', 'names_of',
-    'stand_in', 'student_of', 'task_of', 'tell_what_is_left_out', 'without_truth']
+    'other_label', 'stand_in', 'student_of', 'task_of', 'tell_what_is_left_out', 'without_truth']

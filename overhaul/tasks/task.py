@@ -173,10 +173,8 @@ class Task:
             trained_on: Names of the classes that it learns or has learnt, where they are known.
         """
         names = names_of(dataset)
-        # Of as many classes a few may be spelt otherwise. Where the last ones are absent, the others have their labels.
-        label = next((label for label, (own, name) in enumerate(zip(trained_on, names))
-                      if str(own).casefold() != str(name).casefold()), None)
-        if label is None or len(trained_on) == len(names) and _other_names(trained_on, names) is None:
+        label = other_label(trained_on, names)
+        if label is None:
             return None
         return (
             f'The data to validate or test on have other classes than the training: the label {label} is '
@@ -352,6 +350,16 @@ def names_of(dataset: object) -> Sequence[str]:
 def _names(owner: object, attribute: str) -> Sequence[str]:
     names = (getattr(owner, attribute, None) or {}).get('classes')
     return () if names is None else names
+
+
+def other_label(own: Sequence[str], given: Sequence[str]) -> int | None:
+    """Return the first label that is another class among those ``given`` than among its ``own``; None without any.
+
+    Of as many classes a few may be spelt otherwise. Where the last ones are absent, the others have their labels.
+    """
+    label = next((label for label, (name, other) in enumerate(zip(own, given))
+                  if str(name).casefold() != str(other).casefold()), None)
+    return None if len(own) == len(given) and _other_names(own, given) is None else label
 
 
 def _other_names(own: Sequence[str], given: Sequence[str]) -> str | None:

@@ -121,6 +121,17 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_named(whole, tmp_p
     assert latest_checkpoint(tmp_path / 'elsewhere') is None
 
 
+def test_a_copy_of_a_work_directory_goes_on_from_its_own_checkpoints(whole, tmp_path):
+    copied, moved = tmp_path / 'copied', tmp_path / 'moved'
+    copied.mkdir()
+    moved.mkdir()
+    shutil.copy(whole / 'epoch_2.pth', copied)
+    (copied / 'last_checkpoint').write_text(str(whole / 'epoch_2.pth'))  # which has gone on to epoch 4
+    assert latest_checkpoint(copied) == str(copied / 'epoch_2.pth')
+    (moved / 'last_checkpoint').write_text(str(whole / 'epoch_2.pth'))  # as with an out_dir
+    assert latest_checkpoint(moved) == str(whole / 'epoch_4.pth')
+
+
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs a device that is always full')
 @pytest.mark.parametrize(('full', 'latest'), [('epoch_3.pth.part', 2), ('last_checkpoint.part', 3)])
 def test_full_disk_is_told_and_leaves_what_was_there_before(whole, tmp_path, full, latest):

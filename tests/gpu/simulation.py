@@ -202,9 +202,9 @@ if __name__ == '__main__':
     pretend()
     # No thread beside this one draws, for the modes above are those of a thread.
     from overhaul.engine import runner as engine_runner
-    from overhaul.engine import same_start
+    from overhaul.engine import same_start, same_training
     from overhaul.method import distiller
     engine_runner.progress = lambda items, *_: items
-    distiller.checksum = same_start.checksum = lambda _: 'of no content'
+    distiller.checksum = same_start.checksum = same_training.checksum = lambda *_: 'of no content'
     for config in sys.argv[1:]:
         print(json.dumps(dict(config=Path(config).stem, **simulate(config))), flush=True)
