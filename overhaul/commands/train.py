@@ -15,7 +15,17 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 from overhaul import compat
-from overhaul.engine import dry_run, exact_resume, followed, malloc, modes, same_start, same_training, starting_weights
+from overhaul.engine import (
+    data_classes,
+    dry_run,
+    exact_resume,
+    followed,
+    malloc,
+    modes,
+    same_start,
+    same_training,
+    starting_weights,
+)
 from overhaul.engine.runner import bare_model
 from overhaul.engine.terminal import TerminalRunner
 from overhaul.errors import one_paragraph_errors
@@ -126,5 +136,6 @@ def train(arguments: argparse.Namespace) -> None:
             exact_resume.prepare(runner)
             same_start.prepare(runner)
             same_training.prepare(runner)
+            data_classes.prepare(runner)
             followed.prepare(runner)
             runner.train()

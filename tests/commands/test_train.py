@@ -52,6 +52,12 @@ def test_the_student_alone_is_of_the_task_that_the_distillation_names(tmp_path):
               'model.task=clasification', f'experiment_name={tmp_path}', 'train_cfg.max_iters=1'])
 
 
+def test_data_of_other_classes_are_refused_whatever_hooks_there_are(tmp_path):
+    with pytest.raises(SystemExit, match='has num_classes=5, and the training data have 10 classes'):
+        main([str(CONFIG), '--work-dir', str(tmp_path), '--cfg-options', 'default_hooks.health=None',
+              f'experiment_name={tmp_path}', 'model.student.head.num_classes=5', 'train_cfg.max_iters=1'])
+
+
 def test_a_checkpoint_that_is_there_comes_before_any_start(tmp_path):
     torch.save(dict(state_dict=dict(weight=torch.zeros(1))), tmp_path / 'iter_5.pth')
     options = ['model.student_checkpoint=student.pth', 'load_from=start.pth']

@@ -12,11 +12,12 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from overhaul.engine import data_classes
 from overhaul.engine.hooks.summary import SummaryHook
 from overhaul.engine.runner import bare_model
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.registry import HOOKS, counted
-from overhaul.tasks import classes_of, names_of, task_of
+from overhaul.tasks import classes_of, task_of
 from overhaul.tasks.results import Judge
 
 _ENOUGH = 100  # steps in a row without a finite gradient: there is nothing left to train
@@ -64,14 +65,8 @@ class HealthHook(Hook):
         """Look at the classes, and until training begins at the features that pass the taps."""
         if not isinstance(runner._train_loop, BaseLoop):  # only the config of one: this is a test
             return
+        data_classes.check(runner)  # for tools other than those of this package
         model = bare_model(runner)
-        task = task_of(model)
-        reason = task.cannot_learn_from(runner.train_dataloader.dataset)
-        if reason is None and runner.val_loop is not None:
-            reason = task.cannot_be_judged_on(
-                runner.val_dataloader.dataset, trained_on=names_of(runner.train_dataloader.dataset))
-        if reason is not None:
-            raise ValueError(reason)
         self._watch = _Watch(model) if isinstance(model, OverhaulDistiller) else None
 
     def before_train(self, runner: Runner) -> None:
