@@ -95,6 +95,12 @@ class WithUnlabelled(Dataset):
                 f'A transform asks for {error} of an image without labels. Of those only the file, the pixels and the '
                 'size are known, for anything else could be a label. Leave unlabelled out, or give it a dataset with a '
                 'pipeline that does without.') from error
+        except Exception as error:  # mmengine has no other for it
+            if 'Cannot find valid image' not in str(error):
+                raise
+            raise ValueError(
+                'A transform gives up every image without labels, as one does that looks for a box in what it cuts. '
+                'Give unlabelled a pipeline of its own without that transform.') from error
 
     def __getattr__(self, name: str) -> object:
         if name == 'labelled':  # while it is unpickled
@@ -232,8 +238,8 @@ def _blank(transform: object) -> object:
     if isinstance(transform, Mapping):
         with TRANSFORMS.switch_scope_and_registry(None) as registry:
             cls = registry.get(transform['type']) if isinstance(transform.get('type'), str) else None
-        blank = stand_in(cls) if isinstance(cls, type) else None
-        return blank or {key: _blank(value) for key, value in transform.items()}
+        blank = (stand_in(cls) if isinstance(cls, type) else None) or {}
+        return blank if 'type' in blank else {key: _blank(value) for key, value in transform.items()} | blank
     return list(map(_blank, transform)) if isinstance(transform, list) else transform
 
 

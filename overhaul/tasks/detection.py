@@ -29,6 +29,11 @@ class Detection(Task):
         'coco/bbox_mAP': Quote('% box mAP', factor=100), 'coco/segm_mAP': Quote('% mask mAP', factor=100),
         'coco/bbox_mAP_50': Quote('% box mAP50', factor=100), 'pascal_voc/mAP': Quote('% mAP', factor=100)}
 
+    # By default an image without a box is given up.
+    stand_ins = {
+        'mmdet.datasets.transforms.transforms.RandomCrop': dict(allow_negative_crop=True),
+        'mmdet.datasets.transforms.transforms.Albu': dict(skip_img_without_anno=False)}
+
     truth_files = ('ann_file', )
 
     @classmethod

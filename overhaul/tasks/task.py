@@ -62,7 +62,7 @@ class Task:
     Attributes:
         quotes: How metrics are quoted, by their names, the one to quote first.
         stand_ins: For images without labels, what replaces a transform that reads labels: the config of another
-            transform, by the path of the class of the first.
+            transform, by the path of the class of the first. Without a type it is arguments that the first gets.
         height_first: Transforms that are given a size as (H, W), where others are given (W, H).
         truth_files: Arguments of evaluators that name a file with the truth of the data.
         for_training: Parts of a model that are there in training alone.
@@ -259,7 +259,7 @@ def _cut_output(cut: Callable[[object], object], module: nn.Module, inputs: tupl
 
 
 def stand_in(transform: type) -> dict | None:
-    """Return what a task has for a ``transform`` where there are no labels; None where it can stay."""
+    """Return what a task has for a ``transform`` where there are no labels; None where it can stay as it is."""
     classes = [f'{cls.__module__}.{cls.__qualname__}' for cls in transform.__mro__]
     return next((task.stand_ins[name] for task in _registered().values() for name in classes
                  if name in task.stand_ins), None)

@@ -153,6 +153,12 @@ def test_a_transform_that_needs_a_label_is_told():
         data.beside(1)
 
 
+def test_a_transform_that_gives_up_every_image_is_told():
+    unlabelled = dict(type='overhaul.Digits', pipeline=[lambda _: None], max_refetch=3)
+    with pytest.raises(ValueError, match='A transform gives up every image without labels'):
+        WithUnlabelled(digits(), unlabelled).beside(1)
+
+
 def test_boxes_are_none_and_not_missing():
     sample = DATASETS.build(digits())[0]['data_samples']
     sample.gt_instances = InstanceData(bboxes=torch.ones(3, 4), labels=torch.ones(3))

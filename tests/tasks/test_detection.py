@@ -306,7 +306,8 @@ def test_images_without_boxes_beside_those_with_boxes_leave_its_loss_as_it_is(co
     cfg.model.alpha = 1
     init_default_scope('mmdet')
     MessageHub.get_current_instance().update_info('iter', 0)  # by which a batch is resized
-    cfg.train_dataloader.dataset.pipeline.insert(-1, dict(type='FilterAnnotations'))
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    pipeline[-1:-1] = [dict(type='RandomCrop', crop_size=SIZE[::-1]), dict(type='FilterAnnotations')]
     cfg.train_dataloader.update(
         unlabelled=dict(data_root=f'{coco}/val2017', per_image=2), sampler=dict(type='DefaultSampler', shuffle=False))
     model = build_model(cfg.model)
