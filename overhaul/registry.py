@@ -213,7 +213,7 @@ def _explain_data(error: Exception, frames: list[FrameType]) -> str | None:
                 'image has a box of one of the classes. Correct the file, or the classes in the metainfo.')
     return (f'The {kind} cannot read its annotations, "{file}": {type(error).__name__}, '
             f'{textwrap.shorten(str(error), 200).rstrip(".!")}. It has not the format that a {kind} takes, or is not '
-            'whole. Name the file that is meant as ann_file, or take the dataset that reads this format.')
+            'whole. Correct it, name the file that is meant as ann_file, or take the dataset that reads this format.')
 
 
 def _explain_optimizer(what: str, frames: list[FrameType]) -> str | None:

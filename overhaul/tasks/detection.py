@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.fileio import get_local_path
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
 from overhaul.registry import TASKS
+from overhaul.tasks.boxes import wrong_boxes, wrong_in_file
 from overhaul.tasks.results import Quote
-from overhaul.tasks.task import Graph, Outputs, Task, classes_of, is_a, names_of
+from overhaul.tasks.task import Graph, Outputs, Task, classes_of, is_a
 
 _LEAST_SCORE = 0.3  # of a box that is drawn
-_LOOKED_AT = 1000  # images whose boxes are looked at before a training
 
 
 @TASKS.register_module(name='detection')
@@ -101,7 +98,7 @@ class Detection(Task):
         mmdet would train on them, without a word and with boxes or labels left out or moved.
         """
         for part in _parts(dataset):
-            reason = _other_categories(part) or _boxes_apart(part)
+            reason = wrong_in_file(part) or wrong_boxes(part)
             if reason is not None:
                 return f'The training data "{getattr(part, "ann_file", "")}" are not what they should be: {reason}'
         return super().cannot_learn_from(dataset)
@@ -110,7 +107,7 @@ class Detection(Task):
         """Return why not, of data of other classes than theirs, or of fewer: mmdet's evaluator would fail at a box."""
         own, texts = self.num_classes, hasattr(self.model, 'language_model')  # whose classes are in the samples
         for part in _parts(dataset):
-            given, reason = classes_of(part), _other_categories(part)
+            given, reason = classes_of(part), wrong_in_file(part)
             if reason is None and not texts and own and given and own > given and hasattr(part, 'cat_ids'):
                 reason = (f'they have {given} classes, and the {type(self.model).__name__} has num_classes={own}, so '
                           'that it finds boxes of classes that they do not know. Give its head as many.')
@@ -194,50 +191,6 @@ def _parts(dataset: object) -> list[object]:
     inside = [part for part in [*(getattr(dataset, 'datasets', None) or ()), getattr(dataset, 'dataset', None)]
               if part is not None]  # an empty one is as good as False
     return [part for each in inside for part in _parts(each)] if inside else [dataset]
-
-
-def _other_categories(dataset: object) -> str | None:
-    """Say that the classes of the metainfo are not those of a file in COCO's format, by which mmdet gives labels.
-
-    The file is read again only where they may be others: where their number is, or they are not those of the class.
-    """
-    found, classes = getattr(dataset, 'cat_ids', None), list(names_of(dataset))
-    own = list(getattr(dataset, 'METAINFO', {}).get('classes', ()))
-    if found is None or (len(found) == len(classes) and classes == own):
-        return None
-    with get_local_path(dataset.ann_file, backend_args=getattr(dataset, 'backend_args', None)) as file:
-        names = {category['id']: category['name'] for category in json.loads(Path(file).read_text())['categories']}
-    missing, labelled = [name for name in classes if name not in names.values()], [names[key] for key in found]
-    if missing:
-        return (f'their metainfo has classes that the file has not, as "{missing[0]}", {len(missing)} of '
-                f'{len(classes)}. Those of it are {", ".join(map(str, [*names.values()][:20]))}. Name these as the '
-                'classes in the metainfo, and as many in the head as num_classes.')
-    if len({*labelled}) < len(labelled):
-        twice = next(name for name in labelled if labelled.count(name) > 1)
-        return (f'their file has several categories that are called "{twice}", and mmdet would take each for a class. '
-                'Give them one id, or names of their own.')
-    if labelled != classes:
-        return (f'their metainfo has the classes in the order {", ".join(classes[:20])}, and mmdet gives labels in '
-                f'that of the file, {", ".join(labelled[:20])}: one would be called by the name of another. Name them '
-                'in the order of the file.')
-    return None
-
-
-def _boxes_apart(dataset: object) -> str | None:
-    """Say that there is no box, or which one is outside its image, of up to a thousand images."""
-    if not hasattr(dataset, 'get_data_info') or not len(dataset):
-        return None
-    for index in range(0, len(dataset), -(-len(dataset) // _LOOKED_AT)):
-        image = dataset.get_data_info(index)
-        for left, top, right, bottom in (instance['bbox'] for instance in image.get('instances', ())):
-            if not (min(right, image['width']) > max(left, 0) and min(bottom, image['height']) > max(top, 0)):
-                return (f'the box {left:g}, {top:g}, {right:g}, {bottom:g} of "{image["img_path"]}", of '
-                        f'{image["width"]}x{image["height"]} pixels, has no part of the image in it. A box is left, '
-                        'top, right and bottom in pixels, in a file of COCO left, top, width and height.')
-    if not any(dataset.get_data_info(index).get('instances') for index in range(len(dataset))):
-        return ('not one of their images has a box of one of the classes. Correct the classes in the metainfo, or the '
-                'boxes, of which mmdet leaves out those outside of their image.')
-    return None
 
 
 def _drawn(sample: BaseDataElement, truth: bool) -> InstanceData | None:

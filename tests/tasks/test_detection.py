@@ -188,6 +188,14 @@ def set_boxes(*box):
     return edited(lambda content: [annotation.update(bbox=box) for annotation in content['annotations']])
 
 
+def change_annotations(change):
+    return edited(lambda content: [annotation.update(change(annotation)) for annotation in content['annotations']])
+
+
+def corners(left, top, width, height):
+    return left, top, left + width, top + height
+
+
 def rename(**names):
     return edited(lambda content: [
         category.update(name=names.get(category['name'], category['name'])) for category in content['categories']])
@@ -202,7 +210,21 @@ def rename(**names):
     (edited(lambda content: content.update(images=[], annotations=[])), 'CocoDataset has no image: .+ names none'),
     (set_boxes(1, 2, 3), r'ValueError, not enough values to unpack \(expected 4, got 3\)'),
     (set_boxes('a', 'b', 'c', 'd'), 'TypeError, .<. not supported'),
-    (set_boxes(500, 500, 20, 20), 'not one of their images has a box .+ leaves out those outside of their image'),
+    (set_boxes(500, 500, 20, 20),
+     '8 of its 8 boxes, as 500, 500, 20, 20 of "000000000000.jpg", of 96x64 pixels, have no part of their image'),
+    (set_boxes(5, 5, 0, 20), '8 of its 8 boxes, as 5, 5, 0, 20 .+ COCO they are left, top, width and height in pixels'),
+    (change_annotations(lambda annotation: dict(area=0)), 'or an area of 0, and mmdet leaves them out'),
+    (change_annotations(lambda annotation: dict(bbox=corners(*annotation['bbox']))),
+     'of its 8 boxes, .+ reach far out of their image. .+ COCO they are left, top, width and height in pixels'),
+    (change_annotations(lambda annotation: dict(bbox=[side / 100 for side in annotation['bbox']])),
+     'no number in its boxes is above 1, as .+ COCO they are left, top, width and height in pixels'),
+    (edited(lambda content: content['images'][1].update(id=0)),
+     'several of its images have the id 0, among them "000000000000.jpg" and "000000000001.jpg"'),
+    (edited(lambda content: content['annotations'][1].update(id=1)), 'Annotation ids in .+ not unique.+ Correct it'),
+    (change_annotations(lambda annotation: dict(category_id=annotation['category_id'] - 1)),
+     'annotations of the category_id 0, and its categories are 1, 2'),
+    (change_annotations(lambda annotation: dict(image_id=str(annotation['image_id']))),
+     "annotations are of none of its images, as that of the image_id '0'"),
     (edited(lambda content: content.pop('annotations')), 'not one of their images has a box'),
     (rename(person='zebra'), 'classes that the file has not, as "person", 1 of 2. Those of it are zebra, bicycle'),
     (edited(lambda content: content['categories'].append(dict(id=3, name='person'))),
