@@ -8,11 +8,15 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 
 import functools
 import gc
+import sys
 from contextlib import suppress
 from importlib.util import find_spec
+from multiprocessing import resource_tracker, set_executable
+from types import SimpleNamespace
 
 import pytest
 import quick_python
+from mmengine.dataset import base_dataset
 from mmengine.registry import DefaultScope
 
 
@@ -24,8 +28,9 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope='session', autouse=True)
-def modules_are_no_garbage():
-    """Spare the collection of garbage, which mmengine calls for each dataset, all that was imported."""
+def garbage_is_collected_when_there_is_much():
+    """Spare each dataset the collection that mmengine calls for, and every collection all that was imported."""
+    base_dataset.gc = SimpleNamespace(collect=lambda: None)
     gc.collect()
     gc.freeze()
 
@@ -49,3 +54,12 @@ def python(tmp_path_factory):
     """The path of a python that begins at once."""
     with quick_python.started(tmp_path_factory.mktemp('python')) as program:
         yield str(program)
+
+
+@pytest.fixture(scope='session')
+def quick_spawn(python):
+    """Let that python be what multiprocessing spawns."""
+    resource_tracker.ensure_running()
+    set_executable(python)
+    yield
+    set_executable(sys.executable)

@@ -5,6 +5,7 @@ of its own, with its own arguments, environment, folder and output, that can be 
 tests of what is imported, or of what must be in the environment when Python begins.
 """
 
+import fcntl
 import gc
 import json
 import os
@@ -70,7 +71,7 @@ def serve(listener: socket.socket) -> None:
 
 def answer(asked: socket.socket) -> None:
     """Run one process, kill it if who asked for it is killed, and tell how it ended."""
-    _, files, *_ = socket.recv_fds(asked, 1, 3)
+    _, files, *_ = socket.recv_fds(asked, 1, 100)
     with suppress(BrokenPipeError), asked.makefile('rw') as stream:
         process = get_context('fork').Process(target=run, args=(files, json.loads(stream.readline())))
         process.start()
@@ -89,8 +90,10 @@ def run(files: list[int], asked: dict) -> None:
     import numpy as np
     import torch
 
-    for number, file in enumerate(files):
+    beyond = max(*files, *asked['files']) + 1
+    for number, file in zip(asked['files'], [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, beyond) for file in files]):
         os.dup2(file, number)
+        os.close(file)
     sys.stdin = open(0)  # which multiprocessing has closed
     os.chdir(asked['folder'])
     os.environ.clear()
@@ -100,13 +103,16 @@ def run(files: list[int], asked: dict) -> None:
     np.random.seed()
     sys.path[:1] = filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))
     arguments = asked['arguments']
-    while arguments[0] in ('-u', '-W'):
+    while arguments[0] in ('-u', '-B', '-W'):
         if arguments.pop(0) == '-W':
-            warnings.simplefilter(arguments.pop(0))
+            warnings._setoption(arguments.pop(0))
     if arguments[0] == '-m':
         sys.argv = arguments[1:]
         sys.path.insert(0, os.getcwd())
         runpy.run_module(arguments[1], run_name='__main__', alter_sys=True)
+    elif arguments[0] == '-c':
+        sys.argv = ['-c', *arguments[2:]]
+        exec(arguments[1], {'__name__': '__main__'})
     else:
         sys.argv = arguments
         sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
@@ -115,11 +121,12 @@ def run(files: list[int], asked: dict) -> None:
 
 def ask(address: str, arguments: list[str]) -> None:
     """Be the program: have a process run, hand on what would end it, and end as it ends."""
+    files = [int(name) for name in os.listdir('/dev/fd') if Path('/dev/fd', name).exists()]
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
-        socket.send_fds(server, [b'.'], [0, 1, 2])
+        socket.send_fds(server, [b'.'], files)
         with server.makefile('rw') as stream:
-            asked = dict(arguments=arguments, folder=os.getcwd(), environment=dict(os.environ))
+            asked = dict(arguments=arguments, folder=os.getcwd(), environment=dict(os.environ), files=files)
             print(json.dumps(asked), file=stream, flush=True)
             process = int(stream.readline())
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -38,9 +38,9 @@ def test_a_script_makes_the_table_of_its_page(script, arguments, page, monkeypat
     assert bool(rows) == (script != 'robustness.py') and all(f'|{row}|' in published for row in rows)
 
 
-def test_the_api_reference_builds_without_a_warning(tmp_path):
+def test_the_api_reference_builds_without_a_warning(tmp_path, python):
     pytest.importorskip('pdoc')
-    command = [sys.executable, '-W', 'error:::pdoc', str(ROOT / 'docs/api.py'), str(tmp_path)]
+    command = [python, '-W', 'error:::pdoc', str(ROOT / 'docs/api.py'), str(tmp_path)]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0 and 'pdoc/' not in process.stderr, process.stderr
     assert (tmp_path / 'index.html').is_file()

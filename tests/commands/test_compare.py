@@ -35,7 +35,7 @@ def compare(folder, *arguments, extra=()):
 
 
 @pytest.fixture(scope='module')
-def compared(tmp_path_factory):
+def compared(tmp_path_factory, quick_spawn):
     folder = tmp_path_factory.mktemp('compared')
     with redirect_stdout(StringIO()) as out:
         compare(folder, '--vary', KEY, '1', 'None', '--seeds', '2', '--csv', 'out.csv')
@@ -95,7 +95,7 @@ def test_runs_of_another_setting_are_not_taken_for_this_one(change, compared, tm
     assert {path: path.read_bytes() for path in folder.rglob('finished.json')} == before
 
 
-def test_a_run_that_fails_is_told_with_its_command(tmp_path):
+def test_a_run_that_fails_is_told_with_its_command(tmp_path, quick_spawn):
     with pytest.raises(SystemExit) as exit_:
         compare(tmp_path, '--variant', 'typo', 'model.margin.source=zeroo', '--seeds', '1', '--sides', 'distilled')
     command, reason = exit_.value.code.splitlines()

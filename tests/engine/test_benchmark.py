@@ -17,7 +17,7 @@ from overhaul.method.distiller import OverhaulDistiller
 
 
 @pytest.fixture(scope='module')
-def measured(tmp_path_factory):
+def measured(tmp_path_factory, quick_spawn):
     """What the tool prints and writes for one mode, three rounds, batches of 4."""
     out = tmp_path_factory.mktemp('benchmark') / 'out.json'
     lines = []
@@ -120,7 +120,7 @@ def test_the_floor_is_a_forward_pass_of_the_teacher_and_a_step_of_the_student(mo
     assert passes == [(0, True, False), (1, True, True)]
 
 
-def test_memory_grows_with_the_batch():
+def test_memory_grows_with_the_batch(quick_spawn):
     small, large = (benchmark.in_fresh_process(benchmark.memory, read_config(CONFIG), 'floor', size, 'cpu')
                     for size in (50, 200))
     assert 1.5 * small < large < 4 * small
