@@ -24,6 +24,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.config import config as config_files
 from mmengine.config import utils as config_utils
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook, checkpoint_hook
@@ -45,6 +46,7 @@ def apply() -> None:
         sys.meta_path.insert(0, _SSDFinder())
     _allow_mmengine_checkpoints()
     _read_metafiles_once()
+    _know_pythons_own_modules()
     LocalBackend.put = _put_whole
     checkpoint_hook.open = _open_whole
     for name in ('_save_checkpoint_with_step', '_save_best_checkpoint'):
@@ -83,6 +85,23 @@ def _read_metafiles_once() -> None:
     """
     if not hasattr(config_utils.load, 'cache_info'):
         config_utils.load = functools.cache(config_utils.load)
+
+
+def _know_pythons_own_modules() -> None:
+    """Let a config with ``read_base()`` call what it imports of Python's own modules, as ``deepcopy``, in any venv.
+
+    mmengine 0.10.7 knows them by their folder, and knows two folders: that of the venv, and ``/usr/lib/python*``. Those
+    of a Python that pyenv, uv or a container has put elsewhere would be taken for what is imported later. Delete when
+    it asks ``sys.stdlib_module_names``.
+    """
+    knows = config_utils._is_builtin_module
+    if not hasattr(knows, '__wrapped__'):
+        @functools.wraps(knows)
+        def is_pythons_own(name: str) -> bool:
+            return name.partition('.')[0] in sys.stdlib_module_names or knows(name)
+
+        for module in (config_utils, config_files):
+            module._is_builtin_module = is_pythons_own
 
 
 def _keep_find_loader() -> None:

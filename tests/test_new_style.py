@@ -1,7 +1,10 @@
 """Configs of mmengine's new style, with ``read_base()`` and classes for types, through all the tools."""
 
+import copy
+
 import pytest
 from mmengine.config import Config
+from mmengine.config import utils as config_utils
 from mmpretrain import get_model
 from test_tools import run_in_process
 
@@ -106,6 +109,32 @@ def test_a_config_with_a_base_may_name_classes_too(tmp_path):
     assert cfg.keys() == {'model'}
     cfg.dump(tmp_path / 'dumped.py')
     assert Config.fromfile(tmp_path / 'dumped.py').model.act == 'torch.nn.modules.activation.GELU'
+
+
+@pytest.mark.parametrize('base', ['with read_base():\n    from .base import *\n', '_base_ = "base.py"\n'])
+@pytest.mark.parametrize('folder_of_python', ['/usr/lib/python3', '/opt/python'])
+def test_functions_of_python_can_be_called_wherever_it_is(base, folder_of_python, tmp_path, monkeypatch):
+    monkeypatch.setattr(config_utils, 'SYSTEM_PYTHON_PREFIX', folder_of_python)
+    (tmp_path / 'base.py').write_text('layers = dict(depth=3)\n')
+    (tmp_path / 'config.py').write_text(
+        'import math\nfrom copy import deepcopy\nfrom mmengine.config import read_base\n' * ('with' in base)
+        + 'from copy import deepcopy\nimport math\n' * ('with' not in base) + base
+        + 'model = dict(type="A", taps=deepcopy([dict(width=math.ceil(2.5))]), join=math.sqrt(4))\n')
+    cfg = read_config(tmp_path / 'config.py')
+    assert cfg.model == dict(type='A', taps=[dict(width=3)], join=2.0) and cfg.layers.depth == 3
+    assert copy.deepcopy(cfg).keys() == {'layers', 'model'}
+
+
+@pytest.mark.parametrize(('line', 'told'), [
+    ('model = dict(backbone=ResNet(depth=18))', '"ResNet" is not there yet in line 4 of ".+config.py": a config with'),
+    ('model = dict(mean=np.array([1]))', '"array" is not there yet in line 4'),
+    ('model = dict(angle=np.pi * 2)', 'What is imported is not there yet in line 4'),
+    ('model = dict(angle=ResNet[0])', 'What is imported is not there yet in line 4')])
+def test_what_is_imported_later_is_told_where_it_is_used_too_early(line, told, tmp_path):
+    (tmp_path / 'config.py').write_text(
+        f'from mmengine.config import read_base\nfrom mmpretrain.models import ResNet\nimport numpy as np\n{line}\n')
+    with pytest.raises(ValueError, match=told):
+        read_config(tmp_path / 'config.py')
 
 
 def test_paths_of_classes_are_as_good_as_names(folder, capsys):

@@ -71,6 +71,7 @@ def prepare(cfg: Config) -> None:
     by_epoch = cfg.train_cfg.get('by_epoch', is_type(cfg.train_cfg, 'mmengine.EpochBasedTrainLoop'))
     cfg.train_cfg.update(dict(max_epochs=1, val_interval=1) if by_epoch else
                          dict(max_iters=_STEPS, val_interval=_STEPS))
+    cfg.default_hooks = cfg.get('default_hooks') or {}
     cfg.default_hooks.update(checkpoint=None, logger=dict(type='LoggerHook', interval=1))
     cfg.default_hooks.pop('health', None)
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='overhaul.DryRunHook')]

@@ -12,9 +12,10 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
+from types import ModuleType
 
 from mmengine.config import Config, DictAction
-from mmengine.config.lazy import LazyObject
+from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -174,8 +175,9 @@ def _name_types(cfg: Config) -> None:
 
     mmengine can write such a config down only where all classes were imported lazily.
     """
-    for name in [name for name, value in dict.items(cfg._cfg_dict) if isinstance(value, type)]:
-        cfg.pop(name)  # imported beside a _base_
+    for name in [name for name, value in dict.items(cfg._cfg_dict)
+                 if isinstance(value, type | ModuleType) or inspect.isroutine(value)]:
+        cfg.pop(name)  # imported, and no part of a config
     _name_types_in(cfg._cfg_dict)
 
 
@@ -227,9 +229,24 @@ def _fault(error: Exception) -> str:
     absent = re.match(r'(\w+) is not installed', str(error)) if isinstance(error, ModuleNotFoundError) else None
     if absent:
         return f'its _base_ is of {absent[1]}, which is not installed here. {how_to_install(absent[1])}'.rstrip('. ')
+    late = _used_too_early(error)
     missing = re.search(r'["\'](.+\.py)["\']', str(error)) if isinstance(error, FileNotFoundError) else None
     hint = f'. {_nearest_beside(missing[1])}' if missing else ''
     # The frames of a config have this name.
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == '<module>']
     where = f' in line {lines[-1].lineno} of "{lines[-1].filename}"' if lines else ''
+    if late:
+        return (f"{late} is not there yet{where}: a config with read_base() imports other packages than Python's own "
+                'when what it says is built, and can name what is in them, as in dict(type=ResNet, depth=18), but not '
+                'call it or compute with it. Write there what would come out, or write the config in the other style, '
+                'with _base_')
     return f'{type(error).__name__}{where}, {error}{hint}'
+
+
+def _used_too_early(error: Exception) -> str:
+    """Return the name of what a config with ``read_base()`` calls, or a word for what it computes with; '' if neither.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_code in (LazyObject.__call__.__code__, LazyAttr.__call__.__code__):
+        return f'"{frame.f_locals["self"]}"'
+    return 'What is imported' if re.search(r"'Lazy(Object|Attr)'", str(error)) else ''

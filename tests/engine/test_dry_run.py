@@ -55,6 +55,15 @@ def test_it_goes_on_from_no_checkpoint():
     assert (cfg.load_from, cfg.resume) == (None, False)
 
 
+@pytest.mark.parametrize('given', [{}, dict(default_hooks=None)])
+def test_a_config_need_have_no_hooks(given):
+    cfg = read_config(CONFIG)
+    del cfg['default_hooks']
+    cfg.update(given)
+    dry_run.prepare(cfg)
+    assert cfg.default_hooks.keys() == {'checkpoint', 'logger'}
+
+
 def test_without_validation_data_it_trains_only(tmp_path, capsys):
     parts = 'val_dataloader', 'val_evaluator', 'val_cfg'
     run_in_process(tmp_path, 'train.py', CONFIG, '--dry-run', options=[f'{part}=None' for part in parts])
