@@ -58,7 +58,7 @@ def test_it_goes_on_from_no_checkpoint():
 @pytest.mark.parametrize('given', [{}, dict(default_hooks=None)])
 def test_a_config_need_have_no_hooks(given):
     cfg = read_config(CONFIG)
-    del cfg['default_hooks']
+    cfg.pop('default_hooks')
     cfg.update(given)
     dry_run.prepare(cfg)
     assert cfg.default_hooks.keys() == {'checkpoint', 'logger'}
