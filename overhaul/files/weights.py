@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -258,7 +258,9 @@ def lacking(missing: Sequence[str], what: str) -> ValueError:
                       f'which {what} depends. Nothing can be learnt from random ones. {_ANOTHER}')
 
 
-def load_teacher(model: nn.Module, source: str | dict, tapped: Collection[str] = ()) -> list[str]:
+def load_teacher(
+        model: nn.Module, source: str | dict, tapped: Collection[str] = (), student: nn.Module | None = None,
+) -> list[str]:
     """Load the weights in ``source`` into ``model``, a teacher, as far as its features need them.
 
     The file may lack the head, have one for other classes, or one that the model lacks. Of a head that it does not
@@ -267,6 +269,7 @@ def load_teacher(model: nn.Module, source: str | dict, tapped: Collection[str] =
     Args:
         model, source: As :func:`load_weights` takes them.
         tapped: Paths of the taps behind the backbone, or of parts that may have some.
+        student: The model whose file it may be by mistake.
 
     Returns:
         The tensors that are as they were, by name: where a feature depends on one, the file is of no use.
@@ -277,13 +280,17 @@ def load_teacher(model: nn.Module, source: str | dict, tapped: Collection[str] =
     file = WeightsFile(Source.of(source, 'teacher_checkpoint'))
     fit = file.fit(model)
     if not fit.taken or any(name in fit.weights for name in fit.astray):
-        raise file.refusal(model, fit, names=fit.astray)
+        fits_student = student is not None and file.fits_whole(student)
+        raise file.refusal(
+            model, fit, 'It fits the student: name it as student_checkpoint.' * fits_student, names=fit.astray)
     fit.leave_heads_that_are_half_there(tapped)
     _load(model, file, fit, 'teacher')
     return fit.missing
 
 
-def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load_from') -> dict[str, Tensor]:
+def starting_weights(
+        model: nn.Module, source: str | dict, argument: str = 'load_from',
+        teacher: Callable[[], nn.Module] | None = None) -> dict[str, Tensor]:
     """Return the weights in ``source`` from which a training of ``model`` can start, by the names that it has for them.
 
     These are those of student and connectors that a distillation of the same kind has saved, or those of the student of
@@ -296,6 +303,7 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
         model: A distiller, or any model of mmengine.
         source: As :func:`load_weights` takes it.
         argument: What the config calls ``source``.
+        teacher: Makes the model whose file it may be by mistake. Default: the teacher of ``model``, if it has one.
 
     Raises:
         FileNotFoundError, ValueError: As :func:`load_weights`.
@@ -314,7 +322,8 @@ def starting_weights(model: nn.Module, source: str | dict, argument: str = 'load
         fit.taken = {
             name: value for name, value in fit.taken.items() if name.startswith(('student.', 'connectors.'))}
     if not fit.has_backbone:
-        fits_teacher = distills and file.fits_whole(model.teacher)
+        other = teacher() if teacher else model.teacher if distills else None
+        fits_teacher = other is not None and file.fits_whole(other)
         raise file.refusal(student, fit, 'It fits the teacher: name it as teacher_checkpoint.' if fits_teacher else
                            f'{_ANOTHER} {file.in_part(fit)}'.rstrip(), fit.astray)
     fit.leave_what_is_half_there({

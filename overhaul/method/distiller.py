@@ -151,10 +151,9 @@ class OverhaulDistiller(BaseModel):
         self.teacher_batch_norm, self.teacher_dropout = teacher_batch_norm, teacher_dropout
         self._owns_teacher, self._teacher_takes_views, self._calibrated = True, False, False
 
-        self._take_student(student_model, student_checkpoint, task)
-        missing = self._take_teacher(
-            with_preprocessor(model_of(teacher), student.get('data_preprocessor')), teacher_checkpoint, task,
-            taps, tap_neck)
+        teacher = with_preprocessor(model_of(teacher), student.get('data_preprocessor'))
+        self._take_student(student_model, student_checkpoint, task, teacher)
+        missing = self._take_teacher(teacher, teacher_checkpoint, task, taps, tap_neck)
         self.renormalize = _renormalize(self.student, self.teacher)
 
         if taps == 'auto':
@@ -168,12 +167,14 @@ class OverhaulDistiller(BaseModel):
             {'type': 'PartialL2Loss', **(distill_loss or {}), **strength}, 'distill_loss', scope='overhaul')
         self.train()
 
-    def _take_student(self, student: nn.Module, checkpoint: str | dict | None, task: str | None) -> None:
+    def _take_student(
+            self, student: nn.Module, checkpoint: str | dict | None, task: str | None, teacher: dict) -> None:
         name_task(student, task)
         self.student = student
         tell_what_is_left_out(task_of(student))
         save_names_that_load(student)
-        given = {} if checkpoint is None else starting_weights(student, checkpoint, 'student_checkpoint')
+        given = {} if checkpoint is None else starting_weights(
+            student, checkpoint, 'student_checkpoint', teacher=lambda: build(teacher, 'teacher'))
         if given:
             student.load_state_dict({**student.state_dict(), **given}, strict=False)
         self._given = set(given)
@@ -193,7 +194,8 @@ class OverhaulDistiller(BaseModel):
         else:
             # Where the stages are found with the weights, those behind the backbone are known without.
             tapped = head_taps(teacher, self.student) if taps == 'auto' else taps
-            missing = load_teacher(teacher, checkpoint, [tap['teacher'] for tap in tapped] + ['neck'] * tap_neck)
+            paths = [tap['teacher'] for tap in tapped] + ['neck'] * tap_neck
+            missing = load_teacher(teacher, checkpoint, paths, self.student)
         # Past nn.Module's __setattr__, which would make it a submodule.
         self.__dict__['teacher'] = teacher.requires_grad_(False)
         self.teacher_is_whole = not missing

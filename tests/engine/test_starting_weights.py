@@ -148,6 +148,17 @@ def test_an_averaged_training_is_not_resumed_without_its_hook(tmp_path, teacher_
 def test_the_teachers_file_is_no_start(tmp_path, teacher_file):
     with pytest.raises(ValueError, match='It fits the teacher: name it as teacher_checkpoint'):
         train(tmp_path, distiller(teacher_file), load_from=teacher_file)
+    with pytest.raises(ValueError, match='It fits the teacher: name it as teacher_checkpoint'):
+        distiller(teacher_file, student_checkpoint=teacher_file)
+
+
+@pytest.mark.parametrize('prefix', ['', 'student.'])
+def test_the_students_file_is_no_teacher(tmp_path, prefix):
+    state = MODELS.build(STUDENT).state_dict()
+    file = str(tmp_path / 'student.pth')
+    torch.save(dict(state_dict={prefix + name: value for name, value in state.items()}), file)
+    with pytest.raises(ValueError, match='It fits the student: name it as student_checkpoint'):
+        distiller(file)
 
 
 def test_a_student_checkpoint_outlives_the_initialisation_and_a_resumed_training_outlives_it(tmp_path, teacher_file):
