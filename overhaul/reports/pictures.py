@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
@@ -130,6 +130,7 @@ def draw_curves(curves: Sequence[Curve], step: str, teacher: Mapping[str, float]
         losses.plot(list(curve.task_losses), list(curve.task_losses.values()), color=colour, label=curve.name)
     losses.set(xlabel='iteration', ylabel='task loss in training', yscale='log')
     for axes in (*panels, losses):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _finish(axes)
     return figure
 

@@ -142,7 +142,7 @@ def test_the_first_metric_is_taken_in_its_own_direction(tmp_path, metric, best, 
     training = Validations(tmp_path, results, save_best='auto').train()
     assert training.best == [f'best_{metric.replace("/", "_")}_epoch_{epoch}.pth']
     assert training.run.message_hub.get_info('best_score') == best
-    assert f'(iteration {epoch}), last' in training.lines.one('Student: ')
+    assert f'(epoch {epoch}), last' in training.lines.one('Student: ')
 
 
 def test_a_first_metric_of_which_nobody_knows_costs_no_training(tmp_path):
@@ -156,7 +156,7 @@ def test_with_the_rule_of_the_config_it_is_saved(tmp_path):
     results = [{'stillness': value} for value in (3.0, 1.0, 2.0)]
     training = Validations(tmp_path, results, save_best='auto', rule='less').train()
     assert training.best == ['best_stillness_epoch_2.pth']
-    assert training.lines.one('Student: ').startswith('Student: best 1.00 stillness (iteration 2)')
+    assert training.lines.one('Student: ').startswith('Student: best 1.00 stillness (epoch 2)')
 
 
 def test_a_metric_that_is_not_given_is_told_and_costs_no_checkpoint(tmp_path):
@@ -204,8 +204,8 @@ def test_nothing_found_is_no_result_and_not_the_one_before(tmp_path):
     training = Validations(tmp_path, results, save_best='bbox_mAP', rule='greater').train()
     assert training.best == ['best_bbox_mAP_epoch_3.pth']
     best, last = training.lines.one('Student: ').split(', last ')
-    assert best == 'Student: best 0.50 bbox_mAP, 9.00 speed (iteration 3)'
-    assert last == 'no result: the evaluator gave no number (iteration 5)'
+    assert best == 'Student: best 0.50 bbox_mAP, 9.00 speed (epoch 3)'
+    assert last == 'no result: the evaluator gave no number (epoch 5)'
 
 
 AT_FIRST = [{'mIoU': 60.0, 'MAPE': 4.0}, {'mIoU': 70.0, 'MAPE': 5.0}]

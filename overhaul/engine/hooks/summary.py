@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbers import Number
 
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from overhaul.engine.followed import judge_in
@@ -64,7 +64,7 @@ class SummaryHook(Hook):
         hub = runner.message_hub
         # Some evaluators also give a list, of a number for each class; some give nothing where nothing was found.
         numbers = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, Number)}
-        last = {'step': runner.iter, 'metrics': numbers}
+        last = {'step': _step(runner), 'metrics': numbers}
         judge = judge_in(runner.cfg, numbers, task_of(bare_model(runner)))
         best = hub.get_info('best_result') if 'best_result' in hub.runtime_info else last
         new, old = (judge.deciding(result['metrics']) for result in (last, best))
@@ -78,10 +78,17 @@ class SummaryHook(Hook):
             return
         results = [hub.get_info(name) for name in ('best_result', 'last_result')]
         judge = judge_in(runner.cfg, results[1]['metrics'], task_of(bare_model(runner)))
-        told = [f'{judge.headline(result["metrics"])} (iteration {result["step"]})' for result in results]
+        told = [f'{judge.headline(result["metrics"])} ({result["step"]})' for result in results]
         if judge.deciding(results[0]['metrics']) is None:
             told[0] = 'not known (default_hooks.checkpoint.save_best and rule tell which metric decides, and how)'
         runner.logger.info('Student: best {}, last {}'.format(*told))
+
+
+def _step(runner: Runner) -> str:
+    """Return how far the training is, as its loop and the names of its checkpoints count."""
+    if isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return f'epoch {runner.iter // len(runner.train_dataloader)}'
+    return f'iteration {runner.iter}'
 
 
 def count_parameters(model: nn.Module) -> int:

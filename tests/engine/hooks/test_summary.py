@@ -66,7 +66,7 @@ def test_a_run_logs_the_models_the_taps_and_both_results(tmp_path, teacher_file)
         for tap, channels, size, weight in zip(
             TAPS, (('32', '16'), ('64', '32'), ('128', '64')), ('16x16', '8x8', '4x4'), ('0.25', '0.5', '1'))]
     assert lines.one('Teacher: ') == f'Teacher: {error_of(teacher):.2f} % error'
-    error = f'{error_of(run.model.student):.2f} % error (iteration 2)'
+    error = f'{error_of(run.model.student):.2f} % error (epoch 1)'
     assert lines.one('Student: ') == f'Student: best {error}, last {error}'
 
 
@@ -193,8 +193,8 @@ class Given(Hook):
 
 
 @pytest.mark.parametrize(('name', 'values', 'best', 'last'), [
-    ('accuracy/top1', (60, 80, 70, 80), '20.00 % error (iteration 2)', '20.00 % error (iteration 4)'),
-    ('mIoU', (60, 80, 70, 75), '80.00 % mIoU (iteration 2)', '75.00 % mIoU (iteration 4)'),
+    ('accuracy/top1', (60, 80, 70, 80), '20.00 % error (epoch 2)', '20.00 % error (epoch 4)'),
+    ('mIoU', (60, 80, 70, 75), '80.00 % mIoU (epoch 2)', '75.00 % mIoU (epoch 4)'),
 ])
 def test_best_and_last_of_several_results(tmp_path, name, values, best, last):
     results = [{'accuracy/top5': 99.0, name: float(value), 'zzz': 1.0} for value in values]
@@ -218,9 +218,9 @@ def test_the_best_result_survives_a_resumption(tmp_path):
         return lines.one('Student: ')
 
     # The checkpoint of an epoch is written before its result is known, as it is with a real validation.
-    assert training(3, (90, 60, 50), resume=False).startswith('Student: best 10.00 % error (iteration 1), last 50.00')
+    assert training(3, (90, 60, 50), resume=False).startswith('Student: best 10.00 % error (epoch 1), last 50.00')
     resumed = training(4, (0, 0, 0, 70), resume=True)
-    assert resumed == 'Student: best 10.00 % error (iteration 1), last 30.00 % error (iteration 4)'
+    assert resumed == 'Student: best 10.00 % error (epoch 1), last 30.00 % error (epoch 4)'
 
 
 def test_without_a_validation_there_is_no_result(tmp_path):
