@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=2 python docs/alpha.py
 
-Prints the table of docs/alpha.md. Weights are those a model begins with, for the teacher too unless its file comes with
-this package, and images are crops of the two photographs of scikit-learn, with random labels; of the digits, the real
-ones.
+Prints the table of docs/alpha.md. Weights are initial ones. A teacher whose file comes with this package is also
+measured with its weights. Images are the real ones for the digits and their scenes. For the others they are crops of
+the two photographs of scikit-learn, with random labels.
 """
 
 from __future__ import annotations
