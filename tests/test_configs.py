@@ -367,7 +367,7 @@ DETECTORS = dict(
 @pytest.mark.detection
 @pytest.mark.parametrize('name', DETECTION)
 def test_a_detector_is_that_of_the_name_and_learns_on_random_images(name, tmp_path, monkeypatch):
-    detector, *networks = name.split('_')[1:]
+    detector, *networks = name.removesuffix('_unlabelled').split('_')[1:]
     head, classes, weights = DETECTORS[detector]
     cfg = read_config(PATHS[name], dict(log_level='WARNING', work_dir=str(tmp_path)))
     assert f' configs/{name}.py' in PATHS[name].read_text()
@@ -419,7 +419,7 @@ def test_a_detector_of_digits_trains_and_evaluates(name, tmp_path):
     cfg.model.get('student', cfg.model).test_cfg.score_thr = 0  # or nothing is found after two steps
     runner = Runner.from_cfg(cfg)
     models = [runner.model.teacher, runner.model.student] if 'teacher' in cfg.model else [runner.model]
-    for model, network in zip(models, name.split('_')[2:], strict=True):
+    for model, network in zip(models, name.removesuffix('_unlabelled').split('_')[2:], strict=True):
         assert count(model) == small_gfl(*SMALL[network])
     recorder = Recorder()
     runner.register_hook(recorder)

@@ -266,7 +266,7 @@ def test_rates_of_all_configs_follow_the_total_batch(path):
     data = path.stem.replace('voc_ssd300', 'ssd300').split('_')[0]
     # What the learning rate of the paper or its official code belongs to.
     batches = dict(cifar100=128, imagenet=256, voc=12, digits=50, digitscenes=16, digitdet=16, ssd300=32, coco=16)
-    others = dict(pyramid200=64, unlabelled=10)  # of the data, one setting has another
+    others = dict(pyramid200=64, wrn10_1_unlabelled=10, r18_unlabelled=2)  # of the data, one setting has another
     paper = next((size for name, size in others.items() if name in path.stem), batches[data])
     gpus = dict(cifar100=1, imagenet=8, voc=2, digits=1, digitscenes=1, digitdet=1, ssd300=1, coco=8)[data]
     if path.stem != 'voc_r101_r18_mmseg':
