@@ -57,6 +57,7 @@ def build(golden: dict) -> OverhaulDistiller:
         teacher_file, student_file = f'{folder}/teacher.pth', f'{folder}/student.pth'
         torch.save({'state_dict': recipe_state_dict(load_manifest(golden['teacher']), 'teacher.')}, teacher_file)
         cfg.model.teacher_checkpoint = teacher_file
+        cfg.model.input_size = tuple(golden['input_shape'][2:])
         if 'data_preprocessor' in cfg:
             cfg.model.data_preprocessor = cfg.data_preprocessor
         model = MODELS.build(cfg.model)

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -82,6 +83,8 @@ def answer(asked: socket.socket) -> None:
             if asked in select.select([asked, process.sentinel], [], [], 0.01)[0]:
                 process.kill()
             process.join(0)
+        if process.exitcode > 0:
+            time.sleep(0.5)  # as a python that has loaded as much takes to end, once it has failed
         print(process.exitcode, file=stream)
 
 

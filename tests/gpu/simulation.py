@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,12 @@ def on_gpu(value):
     return isinstance(value, torch.Tensor) and value.device.type == 'cuda'
 
 
-def frames():
-    return [f for f in traceback.extract_stack() if '/torch/' not in f.filename and f.filename != __file__]
+def callers():
+    """Yield the code that runs now, without that of torch and of this file, what was called last first."""
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        if '/torch/' not in frame.f_code.co_filename and frame.f_code.co_filename != __file__:
+            yield frame.f_code
 
 
 class Watch(TorchDispatchMode):
@@ -101,9 +106,9 @@ class Watch(TorchDispatchMode):
         self.step, self.waits = 0, collections.Counter()
 
     def note(self, what):
-        last = frames()[-1]
-        file = last.filename.rpartition('site-packages/')[2].removeprefix(f'{ROOT}/')
-        self.waits[self.step, f'{what} in {file}, {last.name}'] += 1
+        last = next(callers())
+        file = last.co_filename.rpartition('site-packages/')[2].removeprefix(f'{ROOT}/')
+        self.waits[self.step, f'{what} in {file}, {last.co_name}'] += 1
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
@@ -111,7 +116,7 @@ class Watch(TorchDispatchMode):
             if on_gpu(args[0]):
                 self.note('item, bool or float')
             # What CalibrateHook asks about is not known yet; all else that is asked is in order.
-            unknown = any(f.filename.endswith('hooks/calibrate.py') for f in frames()[-2:])
+            unknown = any(code.co_filename.endswith('hooks/calibrate.py') for code in islice(callers(), 2))
             return unknown if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 0
         if name in ('_to_copy', 'copy_'):
             source = args[1] if name == 'copy_' else args[0]
@@ -176,6 +181,7 @@ def simulate(config):
 
         cfg = read_config(config)
         cfg.train_dataloader.batch_size = 2
+        cfg.model.input_size = (64, 64)
         health, dry_run._STEPS = cfg.default_hooks.health, 1
         dry_run.prepare(cfg)
         cfg.default_hooks.summary.validate_teacher = False
