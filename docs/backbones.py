@@ -264,17 +264,17 @@ def _refusal(error: ValueError) -> str:
 HEADER = """\
 # Backbones
 
-What `taps='auto'` finds in the backbones of mmpretrain 1.2.0 and mmseg 1.2.2, and of timm through mmpretrain's wrapper,
-and whether one training step works: with the network as teacher of a narrow ResNet-18, and as student of a narrow
-ResNet-50, on a batch of two random images, with `match_sizes=True`. Made by `python docs/backbones.py`, versions as in
-`constraints.txt`.
+This page says what `taps='auto'` finds in the backbones of mmpretrain 1.2.0 and mmseg 1.2.2, and of timm through
+mmpretrain's wrapper, and whether one training step works, on a batch of two random images, with `match_sizes=True`.
+Each network is the teacher of a narrow ResNet-18, and the student of a narrow ResNet-50. Made by `python
+docs/backbones.py`, with the versions of `constraints.txt`.
 
-A tap: its path inside `backbone`, channels, stride. It is the last feature of a resolution, before its activation if it
-has one: of each of the four deepest resolutions, or of each layer of a ResNet. Where that activation is a function,
-which no tap can reach, it is the batch norm before it. The last columns say how many taps of the two networks were
-paired, which is by resolution. Where a margin is from data, the config needs `overhaul.CalibrateHook`.
+A tap has its path inside `backbone`, its channels and its stride. It is the last feature of each of the four deepest
+resolutions, or of each layer of a ResNet. It is before the activation if there is one, or the batch norm before an
+activation that is a function. The last columns say how many taps were paired, which is by resolution. If a margin is
+from data, the config needs `overhaul.CalibrateHook`.
 
-`python tools/list_taps.py CONFIG` lists the same of any config.
+`python tools/list_taps.py CONFIG` lists the taps of any config.
 
 | | network | backbone | taps | margins | as teacher | as student |
 |---|---|---|---|---|---|---|"""

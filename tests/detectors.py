@@ -244,15 +244,16 @@ def _refusal(error: ValueError) -> str:
 HEADER = """\
 # Detectors
 
-Pairs of mmdet 3.3.0 on a few images in COCO's format, of random weights and two classes, at 128x128 pixels, or the
-least size that the detector takes. Without names of backbones it is ResNet-50 to ResNet-18. Made by
-`python tests/detectors.py`, with mmcv-lite and the operators of torchvision, versions as in `constraints.txt`.
+These are pairs of mmdet 3.3.0, trained on a few images in COCO's format, with random weights and two classes. Images
+have 128x128 pixels, or the smallest size that the detector takes. Without backbones or sizes in its name, a pair goes
+from ResNet-50 to ResNet-18. Made by `python tests/detectors.py`, with mmcv-lite and the operators of torchvision, and
+with the versions of `constraints.txt`.
 
-*taps*: how many `taps='auto'` with `tap_neck=True` finds in backbones and necks together. *resumes*: whether two
-iterations end with the same weights, bit by bit, as one, a new start with `--resume`, and another one. *test*: the
-result that comes out, which means nothing after two iterations. *loads*: whether `mmdet.apis.init_detector` loads the
-exported student where this package is not installed, and it gives the same features bit by bit. *ONNX*: how far what
-onnxruntime makes of the graph is from the model.
+*taps*: how many taps `taps='auto'` with `tap_neck=True` finds in backbones and necks together. *resumes*: whether one
+iteration, a new start with `--resume` and one more iteration end with the same weights, bit by bit, as two iterations
+without a stop. *test*: the result of `test.py`, which means nothing after two iterations. *drawn*: whether `plot.py
+predictions` draws it. *loads*: whether `mmdet.apis.init_detector` loads the exported student without this package,
+and it gives the same features bit by bit. *ONNX*: how far the results of onnxruntime are from those of the model.
 
 | pair | taps | resumes | test | drawn | loads | ONNX |
 |---|---|---|---|---|---|---|"""
