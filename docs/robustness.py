@@ -29,8 +29,9 @@ TESTS = ('test_strangers_files.py', 'test_bad_input.py', 'test_faults.py', 'test
 
 PAGE = """# Robustness
 
-What happens to a training that is killed, and to a tool that is given a wrong or a hostile file. Written by
-`docs/robustness.py` from [results](results); measured on two cores of an AMD EPYC, versions as in `constraints.txt`.
+This page says what happens to a training that is killed, and to a tool that gets a wrong or hostile file. It is written
+by `docs/robustness.py` from [results](results). The machine was two cores of an AMD EPYC, with the versions of
+`constraints.txt`.
 
 | what was done | how often | what was lost, or went wrong |
 |---|---|---|
@@ -39,33 +40,32 @@ What happens to a training that is killed, and to a tool that is given a wrong o
 ## Killed trainings
 
 Each kill is a SIGKILL at a random moment; every second one waits until a checkpoint is being written. The training is
-resumed with `--resume`, killed again, and at last comes to its end. That end is compared with the end of the same
-training without a kill: weights, running statistics, connectors, margins, alpha, momentum, schedules, the best result,
-and the losses of every step. They must be the same bit by bit, as they are on the CPU; on a GPU they are as far as its
-operators are deterministic. What a kill costs is the time since the last checkpoint.
+resumed with `--resume`, killed again, and finally finishes. Its end is compared with the end of the same training
+without a kill: weights, running statistics, connectors, margins, alpha, momentum, schedules, the best result, and the
+losses of every step. All must be the same bit by bit. On the CPU they are. On a GPU this holds as far as its operators
+are deterministic. A kill costs the time since the last checkpoint.
 
-A checkpoint is written beside its place, flushed to disk, and renamed. The ones before, and `last_checkpoint`, which
-names the newest, are left alone until it is there, so there is always one, with `max_keep_ckpts=1` too. `--resume`
-takes the newest that can be read, and names those that it passes over. A full disk or a folder that may not be written
-to ends the training with one paragraph, and what was there before is sound.
+A checkpoint is written to another name, flushed to disk, and then renamed. Older checkpoints, and `last_checkpoint`,
+which names the newest one, are not changed until then. So there is always a checkpoint, also with `max_keep_ckpts=1`.
+`--resume` takes the newest one that can be read, and names those that it skips. If the disk is full or the folder
+cannot be written to, the training ends with one paragraph, and the files that were there before are not damaged.
 
 ## Killed processes
 
-When one of several processes dies, the others end with a message: with gloo at once; with NCCL, which has not been
-tried, after its timeout at the latest. `MAX_RESTARTS=3 tools/dist_train.sh CONFIG 8 --resume` starts all of them
-again from the last checkpoint, up to three times. Processes that differ in config, weights, teacher or number of images
-do not begin.
+When one of several processes dies, the others end with a message. With gloo they end at once. With NCCL, which has not
+been tried, they end after its timeout at the latest. `MAX_RESTARTS=3 tools/dist_train.sh CONFIG 8 --resume` starts all
+of them again from the last checkpoint, up to three times. Processes with different configs, weights, teachers or
+numbers of images do not begin.
 
 ## Files and inputs
 
-A file that is no sound checkpoint is refused in one paragraph, runs nothing and changes nothing, see
-[SECURITY.md](../SECURITY.md). A wrong input ends the tool with a status that is not 0 and with one paragraph, and
-nothing that was there is written over. These are the cases of `tests/test_strangers_files.py` and
-`tests/test_bad_input.py`.
+A file that is not a valid checkpoint is refused in one paragraph. It runs no code and changes nothing: see
+[SECURITY.md](../SECURITY.md). A wrong input ends the tool with one paragraph and a status that is not 0, and no file is
+overwritten. The cases are in `tests/test_strangers_files.py` and `tests/test_bad_input.py`.
 
 ## As users report them
 
-Kinds of faults that people who distil report of such tools. Each row is held by the tests that it names.
+Users of distillation tools report these kinds of faults. The tests that a row names check it.
 
 | kind | cases | what happens now |
 |---|---|---|
@@ -73,8 +73,8 @@ Kinds of faults that people who distil report of such tools. Each row is held by
 
 ## Memory
 
-The growth is that of the resident memory, without the first tenth of the steps. mmengine keeps what is logged of each
-step, 16 bytes per number, and saves it with each checkpoint.
+The growth above is that of the resident memory, without the first tenth of the steps. mmengine keeps the logged numbers
+of each step, 16 bytes per number, and saves them with each checkpoint.
 
 ## Do it again
 
