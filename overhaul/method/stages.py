@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from overhaul.method.taps import blank_pass
-from overhaul.method.tokens import Layout, Tokens
+from overhaul.method.tokens import Layout, Tokens, alone
 from overhaul.registry import counted
 from overhaul.tasks import task_of
 
@@ -270,6 +270,7 @@ class _Trace:
         self._computed = self._computed or call.computes
         if self._running:
             self._running[-1].parts.append(call)
+        outputs = alone(outputs)
         several = isinstance(outputs, (tuple, list)) and self._size(outputs) is None
         for output in outputs if several else (outputs, ):
             size = self._size(output)

@@ -132,7 +132,8 @@ class Tokens:
 
         A map is returned as it is, or (N, H, W, C) with its channels moved to the front. Of tokens (N, L, C), the extra
         ones are dropped, and the others become a map. Its height and width are those that the module gives with them,
-        as Swin does. Else they follow from the size of the image and of its patches, which may have been merged.
+        as Swin does. Else they follow from the size of the image and of its patches, which may have been merged. Of a
+        tuple, see :func:`alone`.
 
         Args:
             output: What the module gives.
@@ -141,10 +142,13 @@ class Tokens:
                 as it is. Where three may be (N, C, L) as well, they are read as (N, L, C). How it is read is then
                 unknown, too.
         """
+        output = alone(output)
         tokens, size = output, None
         if isinstance(output, (tuple, list)) and len(output) == 2 and _is_size(output[1]):
             tokens, size = output
         if not isinstance(tokens, Tensor) or tokens.dim() not in ((3, 4) if size is None else (3, )):
+            return None
+        if tokens.dim() == 3 and tokens.shape[2] == 1:  # a vector (N, C, 1), as pooled
             return None
         if known.plain and tokens.dim() == 4:
             return tokens, known
@@ -234,6 +238,12 @@ class Tokens:
         # What __init__ sets hides what the class has.
         return (f'correct the {_COUNTS[0]} that the __init__ of {kind} sets' if _COUNTS[0] in vars(self.entry) else
                 f'give {kind} the right number as the class attribute {_COUNTS[0]}')
+
+
+def alone(output: object) -> object:
+    """Return the tokens in a tuple that has nothing else in it but None, as blocks of Hugging Face give them."""
+    parts = [part for part in output if part is not None] if isinstance(output, tuple) else ()
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], Tensor) and parts[0].dim() == 3 else output
 
 
 def _is_size(value: object) -> bool:

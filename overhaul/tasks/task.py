@@ -18,7 +18,8 @@ from overhaul.registry import TASKS, counted, nearest
 from overhaul.tasks.results import Quote
 
 # What networks call what comes behind their features, where it lies among them.
-_HEAD = re.compile(r'(neck|heads?|head_\w+|\w+_head|fc|classifier|last_linear|linear|logits|pre_logits|projector)\.')
+_HEAD = re.compile(
+    r'(neck|heads?|head_\w+|\w+_head|fc|classifier|last_linear|linear|logits|pre_logits|projector|(\w+\.)?pooler)\.')
 
 
 class Outputs(nn.Module):

@@ -936,5 +936,7 @@ def test_a_file_of_hugging_face_with_a_stand_in_for_its_network(tmp_path, monkey
     reference, model = Network(), MODELS.build(cfg)
     load_weights(model, save(tmp_path, reference.state_dict(), 'pytorch_model.bin'))
     assert same(model.model.state_dict(), reference.state_dict())
-    assert load_teacher(MODELS.build(cfg), save(tmp_path, reference.resnet.state_dict())) == [
-        'classifier.weight', 'classifier.bias']
+    bare = reference.resnet.state_dict()
+    pooled = bare | {'pooler.dense.weight': torch.randn(4, 4), 'pooler.dense.bias': torch.randn(4)}  # of a ViTModel
+    for content in (bare, pooled):
+        assert load_teacher(MODELS.build(cfg), save(tmp_path, content)) == ['classifier.weight', 'classifier.bias']

@@ -363,3 +363,53 @@ def test_the_page_of_backbones_lists_what_is_found():
     assert [tuple(row[:2]) for row in rows] == list(networks)
     for name in (('mmpretrain', 'convnext_v2/convnext-v2-atto_32xb32_in1k'), ('timm', 'lcnet_050')):
         assert script['look_at'](networks[name]) in rows
+
+
+class Residual(nn.Module):
+    """A block that answers as those of Hugging Face do: with a tuple."""
+
+    def __init__(self, channels, rest):
+        super().__init__()
+        self.norm, self.output, self.rest = nn.LayerNorm(channels), nn.Linear(channels, channels), rest
+
+    def forward(self, tokens):
+        return tokens + self.output(self.norm(tokens)), *self.rest
+
+
+class Pooled(nn.Module):
+    """Tokens, blocks, and the mean of all as (N, C, 1), whose channels are as many as there are patches."""
+
+    def __init__(self, rest):
+        super().__init__()
+        self.patches, self.blocks = nn.Conv2d(3, 64, 4, 4), nn.ModuleList(Residual(64, rest) for _ in range(2))
+        self.pooler = nn.AdaptiveAvgPool1d(1)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            tokens = block(tokens)[0]
+        return self.pooler(tokens.transpose(1, 2))
+
+
+class OfTuples(nn.Module):
+    def __init__(self, rest):
+        super().__init__()
+        self.backbone = Pooled(rest)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.backbone(inputs)
+
+
+@pytest.mark.parametrize('rest', [(), (None, )])
+@pytest.mark.parametrize('size', [(32, 32), (16, 48)])
+def test_the_last_block_is_tapped_where_blocks_give_tuples(rest, size):
+    torch.manual_seed(0)
+    model = OfTuples(rest).eval()
+    (stage, ) = find_stages(model, size)
+    assert stage == ('backbone.blocks.1', 64, (size[0] // 4, size[1] // 4))
+    taps, images = Taps(model, [stage.path], 'teacher'), torch.randn(2, 3, *size)
+    taps.dry_run(model, size, stop_after_last=True)
+    backbone, truth = model.backbone, model.backbone.patches(images).flatten(2).transpose(1, 2)
+    for block in backbone.blocks:
+        truth = block(truth)[0]
+    assert torch.equal(taps.read(model, images)[0], truth.transpose(1, 2).unflatten(2, stage.size))
