@@ -266,8 +266,8 @@ HEADER = """\
 
 This page says what `taps='auto'` finds in the backbones of mmpretrain 1.2.0 and mmseg 1.2.2, and of timm through
 mmpretrain's wrapper, and whether one training step works, on a batch of two random images, with `match_sizes=True`.
-Each network is the teacher of a narrow ResNet-18, and the student of a narrow ResNet-50. Made by `python
-docs/backbones.py`, with the versions of `constraints.txt`.
+Each network is the teacher of a narrow ResNet-18, and the student of a narrow ResNet-50. Made by
+`python docs/backbones.py`, with the versions of `constraints.txt`.
 
 A tap has its path inside `backbone`, its channels and its stride. It is the last feature of each of the four deepest
 resolutions, or of each layer of a ResNet. It is before the activation if there is one, or the batch norm before an

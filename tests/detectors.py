@@ -251,9 +251,9 @@ with the versions of `constraints.txt`.
 
 *taps*: how many taps `taps='auto'` with `tap_neck=True` finds in backbones and necks together. *resumes*: whether one
 iteration, a new start with `--resume` and one more iteration end with the same weights, bit by bit, as two iterations
-without a stop. *test*: the result of `test.py`, which means nothing after two iterations. *drawn*: whether `plot.py
-predictions` draws it. *loads*: whether `mmdet.apis.init_detector` loads the exported student without this package,
-and it gives the same features bit by bit. *ONNX*: how far the results of onnxruntime are from those of the model.
+without a stop. *test*: the result of `test.py`, which means nothing after two iterations. *drawn*: whether
+`plot.py predictions` draws it. *loads*: whether `mmdet.apis.init_detector` loads the exported student without this
+package, and it gives the same features bit by bit. *ONNX*: the largest difference between onnxruntime and the model.
 
 | pair | taps | resumes | test | drawn | loads | ONNX |
 |---|---|---|---|---|---|---|"""
