@@ -2,8 +2,8 @@
 
     tools/dist_train.sh configs/coco_retinanet_r50_r18.py 8
 
-No setting of the paper. In mmdet's zoo the teacher has 36.5 % box mAP and the student alone 31.7 %, both after 12
-epochs. COCO 2017 goes to data/coco, with annotations, train2017 and val2017. Taps are those of both backbones;
+This is no setting of the paper. In mmdet's zoo the teacher has 36.5 % box mAP and the student alone 31.7 %, both after
+12 epochs. Put COCO 2017 into data/coco, with annotations, train2017 and val2017. The taps are in both backbones;
 tap_neck=True adds the levels of the feature pyramids. Alpha is set from data.
 """
 

@@ -3,10 +3,10 @@
     python tools/train.py configs/digitdet_gfl_r34.py
     cp work_dirs/digitdet_gfl_r34/iter_1000-*.pth overhaul/weights/digitdet_gfl_r34.pth
 
-The second line copies the weights-only file that the run publishes at its end: that file is what ships. It has 61.90 %
-box mAP and 91.80 % mAP50 on the 500 test scenes. It begins with the backbone that digitscenes_r34.py has trained on the
-masks of the same scenes. The learning rate was chosen of two, in single runs of 400 iterations of a like network
-without that beginning, on 200 of the test scenes.
+The second line copies the weights-only file that the run writes at its end. This file comes with the package. It has
+61.90 % box mAP and 91.80 % mAP50 on the 500 test scenes. The training begins with the backbone that digitscenes_r34.py
+has trained on the masks of the same scenes. The learning rate was chosen from two, in single runs of 400 iterations on
+200 of the test scenes, with a similar network that did not begin with this backbone.
 """
 
 _base_ = [

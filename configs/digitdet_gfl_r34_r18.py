@@ -2,12 +2,12 @@
 
     python tools/train.py configs/digitdet_gfl_r34_r18.py
 
-The teacher, trained by configs/digitdet_gfl_r34.py on 4,000 scenes, ships with the package. The same student without
-it: add --student-only. Other labelled scenes: --cfg-options train_dataloader.dataset.seed=1.
+configs/digitdet_gfl_r34.py has trained the teacher on 4,000 scenes; its file comes with the package. To train the same
+student alone, add --student-only. Other labelled scenes: --cfg-options train_dataloader.dataset.seed=1.
 
 Over five seeds (python tools/compare.py configs/digitdet_gfl_r34_r18.py --seeds 5) the student has 34.16 ± 7.50 % mAP50
 alone and 53.06 ± 4.40 % with the teacher, which has 91.80 %. Alpha and the learning rate were chosen in single runs on
-300 scenes of training digits, the learning rate for the student alone.
+300 scenes of training digits. The learning rate was chosen for the student alone.
 """
 
 _base_ = [

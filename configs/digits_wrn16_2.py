@@ -3,9 +3,10 @@
     python tools/train.py configs/digits_wrn16_2.py
     cp work_dirs/digits_wrn16_2/iter_1500-*.pth overhaul/weights/digits_wrn16_2.pth
 
-The second line copies the weights-only file that the run publishes at its end. What ships errs on 2 of the 454 test
-images (0.44 %); commit 36dfff8 makes it bit by bit with OMP_NUM_THREADS=1. Since then resumed trainings are exact, for
-which the images of a batch are drawn in another way: the commands above now end with 3 errors (0.66 %).
+The second line copies the weights-only file that the run writes at its end. The file in the package has 2 errors on the
+454 test images (0.44 %). Commit 36dfff8 makes this file bit by bit with OMP_NUM_THREADS=1. Later commits draw the
+images of a batch in another way, so that resumed trainings are exact: the commands above now end with 3 errors (0.66
+%).
 """
 
 _base_ = ['_base_/datasets/digits.py', '_base_/schedules/digits_200_iterations.py']

@@ -2,8 +2,9 @@
 
     python tools/train.py configs/digits_wrn16_2_wrn10_1.py
 
-The teacher, trained by configs/digits_wrn16_2.py on all labels of the training split, ships with the package. The same
-student without it: add --student-only. Other labelled images: --cfg-options train_dataloader.dataset.seed=1.
+configs/digits_wrn16_2.py has trained the teacher on all labels of the training split; its file comes with the package.
+To train the same student alone, add --student-only. Other labelled images: --cfg-options
+train_dataloader.dataset.seed=1.
 """
 
 _base_ = ['_base_/datasets/digits.py', '_base_/schedules/digits_200_iterations.py']

@@ -4,7 +4,8 @@
 
 Another number of labelled images per class: --cfg-options train_dataloader.dataset.labels_per_class=1.
 
-A batch has 50 images as there, and there are twice as many. How this was chosen: docs/evidence.md.
+A batch has 50 images, as in that config, and there are twice as many batches. docs/evidence.md says how this was
+chosen.
 """
 
 _base_ = 'digits_wrn16_2_wrn10_1.py'

@@ -3,7 +3,7 @@
     python tools/train.py configs/digitscenes_r34.py
     cp work_dirs/digitscenes_r34/iter_3000-*.pth overhaul/weights/digitscenes_r34.pth
 
-The second line copies the weights-only file that the run publishes at its end: that file is what ships. It has
+The second line copies the weights-only file that the run writes at its end. This file comes with the package. It has
 67.05 % mIoU on the 500 test scenes.
 """
 

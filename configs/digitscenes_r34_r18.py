@@ -2,8 +2,8 @@
 
     python tools/train.py configs/digitscenes_r34_r18.py
 
-The teacher, trained by configs/digitscenes_r34.py on 4,000 scenes, ships with the package. The same student without it:
-add --student-only. Other labelled scenes: --cfg-options train_dataloader.dataset.seed=1.
+configs/digitscenes_r34.py has trained the teacher on 4,000 scenes; its file comes with the package. To train the same
+student alone, add --student-only. Other labelled scenes: --cfg-options train_dataloader.dataset.seed=1.
 
 Over five seeds (python tools/compare.py configs/digitscenes_r34_r18.py --seeds 5) the student has 18.95 ± 0.80 % mIoU
 alone and 41.09 ± 1.80 % with the teacher, which has 67.05 %.

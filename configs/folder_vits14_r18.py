@@ -1,9 +1,9 @@
-"""DINOv2 ViT-S/14 teaches ResNet-18 on a folder of images; there are no labels, and none are needed.
+"""DINOv2 ViT-S/14 teaches ResNet-18 on a folder of images without labels.
 
     python tools/train.py configs/folder_vits14_r18.py --cfg-options train_dataloader.dataset.data_root=data/images
 
-The teacher, 22 M parameters trained on 142 M images, downloads itself. Its tokens are laid out as maps, whose margins
-come from the data, and are brought to the size of the student's. What comes of it is the student's backbone:
+The teacher has 22 M parameters, trained on 142 M images, and is downloaded automatically. Its tokens become maps. Their
+margins come from the data, and they are resized to the student's maps. The result is the student's backbone:
 
     python tools/export_student.py configs/folder_vits14_r18.py CHECKPOINT r18.pth --backbone
 """

@@ -2,7 +2,7 @@
 
     tools/dist_train.sh configs/voc_r101_mbv2.py 2
 
-Paper, in mIoU: teacher 77.89, student 68.46 alone, 71.19 with it.
+mIoU in the paper: teacher 77.89, student 68.46 alone, 71.19 with the teacher.
 """
 
 _base_ = 'voc_r101_r18.py'

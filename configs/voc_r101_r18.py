@@ -2,7 +2,7 @@
 
     tools/dist_train.sh configs/voc_r101_r18.py 2
 
-Paper, in mIoU: teacher 77.89, student 72.07 alone, 73.98 with it.
+mIoU in the paper: teacher 77.89, student 72.07 alone, 73.98 with the teacher.
 """
 
 _base_ = [

@@ -2,11 +2,11 @@
 
     tools/dist_train.sh configs/voc_r101_r18_mmseg.py 2
 
-No setting of the paper. Networks, data pipelines and teacher are those of mmseg's
-deeplabv3plus_r101-d8_4xb4-20k_voc12aug-512x512.py (mIoU 77.22) and deeplabv3plus_r18-d8_*.py, so the student's weights
-go where mmseg's do; taps, losses and schedule are those of voc_r101_r18.py. Without mmseg's auxiliary head, which only
-trains. Plain batch norm, which also runs without a GPU and takes the same weights; for synchronised batch norm in the
-student, as mmseg has it, set sync_bn = 'torch'.
+This is no setting of the paper. Networks, data pipelines and teacher are those of mmseg's
+deeplabv3plus_r101-d8_4xb4-20k_voc12aug-512x512.py (mIoU 77.22) and deeplabv3plus_r18-d8_*.py. So the student's weights
+can be used in place of mmseg's. Taps, losses and schedule are those of voc_r101_r18.py. mmseg's auxiliary head, which
+is only for training, is left out. The batch norms are plain ones, which also run without a GPU and take the same
+weights. For synchronised batch norms in the student, as in mmseg, set sync_bn = 'torch'.
 """
 
 _base_ = ['_base_/datasets/voc_aug_mmseg.py', '_base_/schedules/voc_50_epochs.py', '_base_/runtime.py']

@@ -3,8 +3,8 @@
     python tools/train.py configs/voc_ssd300_r50.py
     mkdir -p data/teachers && cp work_dirs/voc_ssd300_r50/iter_120000.pth data/teachers/ssd300_r50_voc0712.pth
 
-The second line puts it where voc_ssd300_r50_r18.py and voc_ssd300_r50_mobilenet.py look for it. No such teacher was
-published. What of its network is ours: _base_/networks/ssd300.py.
+The second line puts the file where voc_ssd300_r50_r18.py and voc_ssd300_r50_mobilenet.py look for it. No such teacher
+was published. _base_/networks/ssd300.py says which details of the network are ours.
 """
 
 _base_ = [

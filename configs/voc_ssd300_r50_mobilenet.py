@@ -2,10 +2,10 @@
 
     python tools/train.py configs/voc_ssd300_r50_mobilenet.py
 
-Like voc_ssd300_r50_r18.py, which says what of it is ours, but for the student.
+It differs from voc_ssd300_r50_r18.py only in the student. That config says which details are ours.
 
-The student begins with the MobileNet of an ImageNet training: what tools/export_student.py makes of
-imagenet_r50_mobilenet.py, as data/teachers/mobilenet_imagenet.pth.
+The student begins with the MobileNet of an ImageNet training. To make its file, train imagenet_r50_mobilenet.py, and
+export the student with tools/export_student.py to data/teachers/mobilenet_imagenet.pth.
 """
 
 _base_ = 'voc_ssd300_r50_r18.py'

@@ -2,11 +2,12 @@
 
     python tools/train.py configs/voc_ssd300_r50_r18.py
 
-One of the paper's pairs for detection (its Table 5), whose code and teachers were not published. Ours are the details
-of the networks (_base_/networks/ssd300.py), the schedule (_base_/schedules/voc_120k_iterations.py), the taps, the
-last features before a ReLU at strides 4 to 32, as in the paper's other settings, and alpha, which is set from data.
+This is one of the paper's pairs for detection (its Table 5). Their code and teachers were not published. Ours are the
+details of the networks (_base_/networks/ssd300.py), the schedule (_base_/schedules/voc_120k_iterations.py), the taps
+and alpha. The taps are the last features before a ReLU at strides 4 to 32, as in the paper's other settings. Alpha is
+set from data.
 
-The teacher is trained by voc_ssd300_r50.py, which says how it comes to data/teachers.
+voc_ssd300_r50.py trains the teacher, and says how to put its file into data/teachers.
 """
 
 _base_ = [

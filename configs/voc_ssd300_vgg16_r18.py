@@ -2,10 +2,10 @@
 
     python tools/train.py configs/voc_ssd300_vgg16_r18.py
 
-Like voc_ssd300_r50_r18.py, which says what of it is ours, but for the teacher. Its feature at stride 32 is in its first
-extra layer, and its margins come from data.
+It differs from voc_ssd300_r50_r18.py only in the teacher. That config says which details are ours. The teacher's
+feature at stride 32 is in its first extra layer, and its margins come from data.
 
-It is mmdet's SSD300, for which its zoo has no weights of Pascal VOC. To train it:
+The teacher is mmdet's SSD300. mmdet's zoo has no weights of it for Pascal VOC. To train it:
 
     python tools/train.py mmdet::pascal_voc/ssd300_voc0712.py --work-dir work_dirs/ssd300_vgg16
     mkdir -p data/teachers && cp work_dirs/ssd300_vgg16/epoch_24.pth data/teachers/ssd300_vgg16_voc0712.pth

@@ -1,8 +1,8 @@
 """CIFAR-100, batches of 128. Downloaded on first use to data/cifar100, or unpacked from cifar-100-python.tar.gz there.
 
-Augmentation and normalisation of the official code: its constants are neither CIFAR-100's own nor mmpretrain's. The
-training images stay in memory, and the device of the model crops and flips whole batches: the distribution of the
-official code, which does it image by image, with other random numbers.
+Augmentation and normalisation are those of the official code. Its constants are neither CIFAR-100's own nor
+mmpretrain's. The training images stay in memory, and the device of the model crops and flips whole batches. The
+official code does this image by image. The distribution is the same, with other random numbers.
 """
 
 data_preprocessor = dict(

@@ -1,7 +1,7 @@
 """ImageNet-1k in data/imagenet, in mmpretrain's layout: train/<wnid>/*.JPEG, val/*.JPEG and meta/val.txt, or folders.
 
-Random resized crop and flip for training, resize to 256 and centre crop of 224 for validation. Batches of 32
-for each of 8 GPUs; with fewer or more the learning rate follows (auto_scale_lr).
+Random resized crop and flip for training, resize to 256 and centre crop of 224 for validation. Batches of 32 for each
+of 8 GPUs; with fewer or more GPUs, auto_scale_lr scales the learning rate.
 """
 
 data_preprocessor = dict(

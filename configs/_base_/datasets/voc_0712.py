@@ -4,7 +4,7 @@ Unpack VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-M
 http://host.robots.ox.ac.uk/pascal/VOC, so that there are data/VOCdevkit/VOC2007 and data/VOCdevkit/VOC2012.
 
 The augmentation is that of SSD (Liu et al., ECCV 2016), in the numbers of mmdet: colours, expansion up to four times,
-crops of a least overlap, flips. Boxes that are marked as difficult are not learned from.
+crops of a least overlap, flips. The training leaves out boxes that are marked as difficult.
 """
 
 data_root = 'data/VOCdevkit'

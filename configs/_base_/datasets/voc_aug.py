@@ -8,8 +8,8 @@ masks of SBD to VOC2012/SegmentationClassAug and lists those beyond VOC's own in
 
 The test set, for overhaul test --voc-submission, is VOC2012test.tar unpacked over the same folders.
 
-Two choices differ from the official code, and voc_aug_official.py takes them back: what is padded here is unlabelled,
-there background; and mIoU is measured here at each image's own size, there at that of the network's input.
+Two choices differ from the official code. Padded pixels are unlabelled here, and background there. mIoU is measured at
+each image's own size here, and at the size of the network's input there. voc_aug_official.py is as the official code.
 """
 
 data_root = 'data/VOCdevkit/VOC2012'

@@ -1,7 +1,7 @@
 """The paper's three segmentation networks: DeepLabV3+ at output stride 16 for the 21 classes of Pascal VOC.
 
-MobileNetV2 is mmseg's, whose convolutions pad themselves. The official one pads each block's input before the
-expansion, so that zeros go through a batch norm there; the weights are the same, values near the borders are not.
+MobileNetV2 is that of mmseg, where each convolution pads its input. The official one pads each block's input before the
+expansion, so zeros go through a batch norm there. The weights are the same; values near the borders differ.
 """
 
 # Teacher, 59,344,309 parameters. Its weights come from a checkpoint.

@@ -1,6 +1,6 @@
 """Small GFL for scenes of digits: the ResNets of digitscenes_deeplab_v3_plus.py, a neck of one convolution, and a head.
 
-All digits are of about one size, so there is one level of features, 8x8 of an image of 64x64, and no pyramid.
+All digits have about the same size, so there is one level of features, 8x8 for an image of 64x64, and no pyramid.
 """
 
 # Teacher, 564,607 parameters.

@@ -1,6 +1,6 @@
 """Small DeepLabV3+ for scenes of digits: ResNet without its last stage, of a quarter and of an eighth of its width.
 
-Output stride 8: an image of 64x64 ends in 8x8, and is decoded at 16x16.
+The output stride is 8: an image of 64x64 becomes a map of 8x8, and is decoded at 16x16.
 """
 
 # Teacher, 600,523 parameters.

@@ -1,9 +1,9 @@
 """SSD300 on other backbones than VGG-16, for the 20 classes of Pascal VOC, in parts of mmdet.
 
-Ours: the last features at strides 8, 16 and 32 go to the head as they are, 38x38, 19x19 and 10x10, and three extra
-layers make 5x5, 3x3 and 1x1 of the last. Anchors and loss are those of mmdet's ssd300_voc0712.py; features are not
-normalised, which conv4_3 of VGG-16 needs since it has no batch norm. All batch norms learn, and count the statistics of
-the batch.
+These details are ours. The last features at strides 8, 16 and 32 go to the head without a change, as 38x38, 19x19 and
+10x10. Three extra layers make 5x5, 3x3 and 1x1 from the last feature. Anchors and loss are those of mmdet's
+ssd300_voc0712.py. Features are not normalised; conv4_3 of VGG-16 needs this because it has no batch norm. All batch
+norms are trained, and use the statistics of the batch.
 """
 
 anchors = dict(

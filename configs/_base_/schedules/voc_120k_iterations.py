@@ -1,7 +1,6 @@
 """120,000 iterations of SGD in batches of 32, the rate 0.001 until 80,000, a tenth until 100,000, then a hundredth.
 
-That is the schedule of SSD (Liu et al., ECCV 2016) on Pascal VOC 07+12, here with a warm-up of 500 iterations, as mmdet
-has it.
+This is the schedule of SSD (Liu et al., ECCV 2016) on Pascal VOC 07+12, with a warm-up of 500 iterations as in mmdet.
 """
 
 _base_ = '../runtime.py'
