@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -150,6 +151,7 @@ class OverhaulDistiller(BaseModel):
         self.match_sizes, self.at_once = match_sizes, at_once
         self.teacher_batch_norm, self.teacher_dropout = teacher_batch_norm, teacher_dropout
         self._owns_teacher, self._teacher_takes_views, self._calibrated = True, False, False
+        self._fixed: set[str] = set()  # taps before all that learns
 
         teacher = with_preprocessor(model_of(teacher), student.get('data_preprocessor'))
         self._take_student(student_model, student_checkpoint, task, teacher)
@@ -292,6 +294,7 @@ class OverhaulDistiller(BaseModel):
         labelled = data_samples if count is None else data_samples[:count]
 
         def compare(index: int, feature: Tensor) -> None:
+            self._tell_if_nothing_learns(index, feature)
             # Taken out of the list, so that the map is gone when the next tap needs the memory.
             teacher_feature, teacher_features[index] = teacher_features[index], None
             if self.match_sizes:
@@ -317,6 +320,18 @@ class OverhaulDistiller(BaseModel):
         if 'loss' in losses:
             losses['loss_task'] = losses.pop('loss')
         return losses | {name: distances[index] for index, name in enumerate(self.loss_names)}
+
+    def _tell_if_nothing_learns(self, index: int, feature: Tensor) -> None:
+        # Told where a first batch is measured, which no compiler sees.
+        if feature.requires_grad or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+        path = self.student_taps.taps[index].path
+        if path not in self._fixed:
+            self._fixed.add(path)
+            print_log(
+                f'The student tap "{path}" comes before all weights of the student that learn, as frozen_stages or '
+                'requires_grad have it, so what is distilled there teaches its connector alone. Let that part of the '
+                'student learn, or leave the tap out.', 'current', logging.WARNING)
 
     def teacher_features(self, inputs: Tensor, data_samples: list | None = None) -> list[Tensor]:
         """Return the teacher's features at its taps, before their margins, for the student's ``inputs`` (N, C, H, W).

@@ -730,3 +730,20 @@ def test_alpha_is_short_for_the_weight_of_the_distillation(distill_loss):
     assert build_distiller(alpha='auto', distill_loss=distill_loss).distill_loss.loss_weight.isnan()
     with pytest.raises(ValueError, match='loss_weight of .* is a number of 0 or more, or "auto"'):
         build_distiller(alpha=-1, distill_loss=distill_loss)
+
+
+@pytest.mark.parametrize('at_once', [True, False])
+def test_a_tap_before_all_that_learns_is_told_once(at_once, monkeypatch):
+    told = []
+    monkeypatch.setattr('overhaul.method.distiller.print_log', lambda text, *_: told.append(text))
+    taps = [dict(teacher=f'backbone.layer{i}', student=f'backbone.layer{i}') for i in (1, 2, 3)]
+    model = build_distiller(teacher=resnet(), student=resnet(4, frozen_stages=2), taps=taps, at_once=at_once)
+    told.clear()
+    for _ in range(2):
+        sum(model(*batch(), mode='loss').values()).backward()
+    assert [text.partition('"')[2].partition('"')[0] for text in told] == ['backbone.layer1', 'backbone.layer2']
+    assert 'teaches its connector alone' in told[0]
+    assert all(parameter.grad is not None for parameter in model.student.backbone.layer3.parameters())
+    with torch.no_grad():
+        build_distiller(teacher=resnet(), student=resnet(4, frozen_stages=2), taps=taps)(*batch(), mode='loss')
+    assert len(told) == 2
