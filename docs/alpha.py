@@ -63,7 +63,7 @@ def batch_of(cfg: Config, seed: int) -> dict:
     head = cfg.model.student.get('decode_head') or cfg.model.student.head
     size = tuple(cfg.model.input_size)
     count = 32 if max(size) < 100 else 2
-    if 'loss_decode' in head:  # divides by the images of the step, which here are fewer
+    if 'loss_decode' in head:  # it divides by the images of a step, which are fewer here
         head.loss_decode.loss_weight = count / cfg.auto_scale_lr.base_batch_size
     crops = Photographs(count * (seed + 1), size, plain_model(cfg))
     return pseudo_collate([crops[count * seed + i] for i in range(count)])
@@ -85,8 +85,8 @@ def strength_of(path: Path, seed: int, trained: bool) -> tuple[Strength, Overhau
 def main() -> None:
     """Measure and print."""
     warnings.simplefilter('ignore')
-    MMLogger.get_instance('alpha', log_level='ERROR')  # or each weight tells how it begins
-    # Those that give a number.
+    MMLogger.get_instance('alpha', log_level='ERROR')  # else a line of the log says how each weight is initialised
+    # The configs whose alpha is a number.
     names = sys.argv[1:] or [
         path.stem for path in sorted(CONFIGS.glob('*.py')) if "alpha='auto'" not in path.read_text()]
     print('| config | teacher | alpha | terms, in thousands | task loss | distillation / task | gradients |')

@@ -19,9 +19,9 @@ import overhaul
 
 def main() -> None:
     """Build."""
-    # Of a NamedTuple, whose constructor is of a module of its own. Its types are shown as they are written.
+    # pdoc cannot resolve the types of a NamedTuple's constructor, and shows them as they are written.
     warnings.filterwarnings('ignore', 'Error parsing type annotation ForwardRef')
-    del overhaul.__all__  # else pdoc takes the names in it, which are of other modules, and none of the modules
+    del overhaul.__all__  # else pdoc shows only the names in it, and none of the modules
     pdoc.render.configure(docformat='google', footer_text=f'Overhaul {overhaul.__version__}')
     pdoc.pdoc('overhaul', output_directory=Path(*sys.argv[1:] or ['site']))
 

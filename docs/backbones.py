@@ -48,7 +48,7 @@ CLASSIFIERS = [
     'riformer/riformer-s12_8xb128_in1k', 'mobilevit/mobilevit-xxsmall_8xb128_in1k',
     'twins/twins-pcpvt-small_8xb128_in1k', 'twins/twins-svt-small_8xb128_in1k',
 ]
-# Those whose networks take images of one size, or at least of this size.
+# Configs of mmpretrain whose networks take images of one size only, or of at least this size.
 CLASSIFIERS_AT_224 = [
     'lenet/lenet5_mnist', 'inception_v3/inception-v3_8xb32_in1k', 'convmixer/convmixer-768-32_10xb64_in1k',
     'repmlp/repmlp-base_8xb64_in1k', 'efficientformer/efficientformer-l1_8xb128_in1k',
@@ -61,7 +61,7 @@ CLASSIFIERS_AT_224 = [
     'eva02/eva02-tiny-p14_in1k',
 ]
 CLASSIFIERS_AT_256 = ['swin_transformer_v2/swinv2-tiny-w8_16xb64_in1k-256px']
-# Backbones of mmpretrain as they come, or smaller.
+# Backbones of mmpretrain with their defaults, or smaller.
 MMPRETRAIN = [
     dict(type='AlexNet'), dict(type='VGG', depth=11), dict(type='VGG', depth=11, norm_cfg=dict(type='BN')),
     dict(type='RepLKNet', arch=dict(
@@ -85,7 +85,7 @@ SEGMENTORS_AT_256 = [
     'swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512',
 ]
 SEGMENTORS_AT_512 = ['mobilenet_v3/mobilenet-v3-d8-scratch_lraspp_4xb4-320k_cityscapes-512x1024']
-# Backbones of mmseg as they come, or smaller.
+# Backbones of mmseg with their defaults, or smaller.
 MMSEG = [
     dict(type='ResNet', depth=50), dict(type='ResNetV1d', depth=50), dict(type='ResNeXt', depth=50),
     dict(type='ResNeSt', depth=50), dict(type='mmpretrain.ConvNeXt', arch='atto', gap_before_final_norm=False),
@@ -102,9 +102,9 @@ TIMM = [
     'mobilevit_xxs', 'coatnet_nano_rw_224', 'starnet_s1', 'poolformer_s12', 'swin_tiny_patch4_window7_224',
     'vit_tiny_patch16_224',
 ]
-# Those of timm that hand on no map unless they are asked for features.
+# Networks of timm that give no map unless they are built with features_only.
 FEATURES_ONLY = ['swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224']
-# Those of mmpretrain that are built for a distillation of their own, and then cannot be trained.
+# Heads of mmpretrain that are built for their own distillation by default, and then cannot be trained.
 HEADS_THAT_LEARN_ALONE = ['mmpretrain.EfficientFormerClsHead', 'mmpretrain.LeViTClsHead']
 
 

@@ -4,7 +4,7 @@
     python tests/soak.py --minutes 120 --csv docs/results/soak.csv
     python docs/robustness.py --tests
 
-With --tests the tests of the page are run first, for some minutes, and counted in docs/results/refusals.csv.
+With --tests the tests of the page are run first, for some minutes. Their counts go to docs/results/refusals.csv.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ A file that is not a valid checkpoint is refused in one paragraph. It runs no co
 [SECURITY.md](../SECURITY.md). A wrong input ends the tool with one paragraph and a status that is not 0, and no file is
 overwritten. The cases are in `tests/test_strangers_files.py` and `tests/test_bad_input.py`.
 
-## As users report them
+## Faults that users report
 
 Users of distillation tools report these kinds of faults. The tests that a row names check it.
 
@@ -76,7 +76,7 @@ Users of distillation tools report these kinds of faults. The tests that a row n
 The growth above is that of the resident memory, without the first tenth of the steps. mmengine keeps the logged numbers
 of each step, 16 bytes per number, and saves them with each checkpoint.
 
-## Do it again
+## Reproduce
 
 ```bash
 python tests/kills.py --kills 20 --csv docs/results/kills.csv

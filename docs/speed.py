@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=2 python docs/speed.py growth
 
-Prints a table of docs/speed.md, which says with how many threads; the first ones are tools/benchmark.py's. On setting
-(c) of CIFAR-100, without its images.
+Prints a table of docs/speed.md. The page says with how many threads; its first tables are made by tools/benchmark.py.
+The setting is (c) of CIFAR-100, without its images.
 """
 
 from __future__ import annotations
@@ -99,11 +99,11 @@ def arithmetic() -> None:
     """Floating-point operations of a step, counted by torch: what the connectors add, if all take the same time."""
     print('| | floor, Gflop per image | Overhaul | ratio |\n|---|---|---|---|')
     for config in ('cifar100_wrn28_4_wrn16_2', 'imagenet_r50_mobilenet', 'voc_r101_r18'):
-        # Torch's counter follows one backward pass, and none within the forward pass.
+        # Torch's counter counts one backward pass, but none inside the forward pass.
         cfg, counts = read_config(ROOT / f'configs/{config}.py', {'model.at_once': False}), []
         for variant in ('floor', 'eager'):
             step = benchmark.build_step(cfg, variant, 2, 'cpu')
-            # Only shapes are computed, and of a number that the code asks for, any will do.
+            # Only shapes are computed. Where the code asks for a number, any number will do.
             shapes = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
             with shapes, patch.object(torch.Tensor, 'item', lambda _: 0), \
                     FlopCounterMode(display=False) as counter:
@@ -182,7 +182,7 @@ def data() -> None:
         preprocessor = MODELS.build(dict(preprocessor, _scope_='mmpretrain'))
         loading, preparing = [], []
         for _ in range(5):
-            # As in a training, whose draws depend on the place of an image in it.
+            # As in a training: the random draws depend on the place of an image in it.
             places = NumberedBatches(BatchSampler(RandomSampler(source), 128, False), (0, 0), first=0, skip=0)
             batches = iter(DataLoader(SeededDataset(source), batch_sampler=places, collate_fn=collate))
             for _ in range(len(source) // 128):

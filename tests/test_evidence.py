@@ -100,7 +100,7 @@ def test_label_budget():
         expected.append([
             value.replace('None', 'all'), str(len(alone)), mean_and_interval(alone), mean_and_interval(distilled),
             f'{np.mean(distilled) / np.mean(alone):.2f}', f'{stats.ttest_rel(alone, distilled).pvalue:.1g}'])
-    assert rows('How many labels a teacher is worth') == expected
+    assert rows('Error by number of labels') == expected
 
 
 def test_images_without_labels():
@@ -161,7 +161,7 @@ def test_ablations():
         expected.append([
             f'`{name}`', str(len(sample)), mean_and_interval(sample), f'{np.mean(sample) - same_seeds.mean():+.2f}',
             f'{stats.ttest_rel(same_seeds, sample).pvalue:.1g}'])
-    assert [row[1:] for row in rows('What each part is worth')] == expected
+    assert [row[1:] for row in rows('Effect of each part')] == expected
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
