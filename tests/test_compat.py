@@ -210,6 +210,16 @@ def test_launcher_without_a_gpu(no_gpu):
         static_graph=True)
 
 
+def test_launcher_on_gpus_keeps_the_settings_of_ddp_too(no_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    cfg = Config(dict(launcher='pytorch', find_unused_parameters=True, model_wrapper_cfg=dict(static_graph=True)))
+    compat.prepare_launcher(cfg)
+    assert no_gpu == []  # mmengine makes the group, with NCCL
+    assert cfg.model_wrapper_cfg == dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=True, static_graph=True)
+
+
 def test_launcher_takes_none_for_the_wrapper(no_gpu):
     cfg = Config(dict(launcher='pytorch', model_wrapper_cfg=None))
     compat.prepare_launcher(cfg)

@@ -5,8 +5,10 @@ import logging
 import os
 import re
 import resource
+import tarfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -34,6 +36,8 @@ PLAIN_KEYS = ('state_dict', 'model', '')
 _DEEPEST = 5
 # Averages that mmcv's and LDM's hooks keep among the weights: how their names begin, and what they have for a dot.
 _AVERAGES_WITHIN = (('ema_', '_'), ('model_ema.', ''))
+
+_ENDINGS = ('.pth', '.pt', '.bin', '.safetensors')
 
 _OFFICIAL_SITE = 'https://github.com/clovaai/overhaul-distillation'
 _OFFICIAL_FILES = {  # how the name of the file begins -> what it is
@@ -323,6 +327,16 @@ def _little_memory(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+def _checkpoints_packed_in(path: Path) -> list[str]:
+    """Return the names of checkpoints in an archive that is none itself, as sites hand files out."""
+    names: list[str] = []
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # of a stranger
+        names = archive.namelist()
+    with suppress(Exception), tarfile.open(path, 'r:') as archive:  # of a compressed one all would have to be read
+        names = archive.getnames()
+    return [name for name in names if name.endswith(_ENDINGS)]
+
+
 def _refusal(error: Exception, path: Path, head: bytes) -> str:
     text = str(error)
     foreign = re.search(r'GLOBAL (\S+)|(Refused to .+?):|(Trying to call .+|Can only .+|TorchScript archive)', text)
@@ -336,6 +350,9 @@ def _refusal(error: Exception, path: Path, head: bytes) -> str:
         return (
             'asks for far more memory than its size warrants, and was not read: it is damaged, or made to fill up '
             'computers. Delete it, and get it again from where you trust.')
+    packed = _checkpoints_packed_in(path)
+    if packed:
+        return f'is an archive with {examples(packed)} in it. Unpack it, and name that file.'
     if head.startswith((b'PK', b'\x80\x02')) or _is_safetensors(path, head):
         return (
             'begins like a checkpoint but cannot be read to its end '

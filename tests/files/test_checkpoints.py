@@ -2,7 +2,9 @@ import argparse
 import http.server
 import io
 import os
+import tarfile
 import threading
+import zipfile
 from functools import partial
 from importlib import metadata
 
@@ -105,6 +107,20 @@ def test_damaged_file(tmp_path, content, message):
         read_checkpoint(str(file))
     assert str(file) in str(error.value) and '\n' not in str(error.value)
     assert os.listdir(tmp_path) == ['checkpoint.pth'] and file.read_bytes() == content
+
+
+@pytest.mark.parametrize('name', ['weights.zip', 'weights.tar', 'weights.pth'])
+def test_a_checkpoint_in_an_archive_is_to_be_unpacked(tmp_path, name):
+    file = tmp_path / name
+    if name.endswith('tar'):
+        with tarfile.open(file, 'w') as archive:
+            archive.addfile(tarfile.TarInfo('run/epoch_9.pth'))
+    else:
+        with zipfile.ZipFile(file, 'w') as archive:
+            archive.writestr('run/epoch_9.pth', NEW)
+            archive.writestr('run/log.txt', 'words')
+    with pytest.raises(ValueError, match=r'is an archive with run/epoch_9\.pth in it\. Unpack it, and name that file'):
+        read_checkpoint(str(file))
 
 
 @pytest.mark.parametrize('content, found', [
