@@ -87,7 +87,7 @@ class SummaryHook(Hook):
 def _step(runner: Runner) -> str:
     """Return how far the training is, as its loop and the names of its checkpoints count."""
     if isinstance(runner.train_loop, EpochBasedTrainLoop):
-        return f'epoch {runner.iter // len(runner.train_dataloader)}'
+        return f'epoch {runner.epoch}'
     return f'iteration {runner.iter}'
 
 

@@ -188,8 +188,14 @@ class Given(Hook):
     def __init__(self, summary, results):
         self.summary, self.results = summary, list(results)
 
-    def after_train_epoch(self, runner):
-        self.summary.after_val_epoch(runner, self.results[runner.epoch])
+    def before_train(self, runner):
+        run_epoch = runner.train_loop.run_epoch
+
+        def run_and_give():
+            run_epoch()
+            self.summary.after_val_epoch(runner, self.results[runner.epoch - 1])
+
+        runner.train_loop.run_epoch = run_and_give
 
 
 @pytest.mark.parametrize(('name', 'values', 'best', 'last'), [
@@ -206,11 +212,12 @@ def test_best_and_last_of_several_results(tmp_path, name, values, best, last):
 
 
 def test_the_best_result_survives_a_resumption(tmp_path):
-    def training(epochs, values, resume):
+    def training(epochs, values, resume, images=4):
         results = [{'accuracy/top1': float(value)} for value in values]
         summary = SummaryHook()
         run = runner(
-            tmp_path, build_model(wide_resnet()), [batch()], epochs, sgd(), [Given(summary, results), summary],
+            tmp_path, build_model(wide_resnet()), [batch(images)], epochs, sgd(), [Given(summary, results), summary],
+            train_dataloader=DataLoader(loader([batch(images)]).dataset, 4, collate_fn=pseudo_collate),
             default_hooks=dict(sampler_seed=None, checkpoint=dict(type='CheckpointHook', interval=1)), resume=resume,
             experiment_name=f'{tmp_path}{epochs}')
         lines = Lines(run)
@@ -221,6 +228,8 @@ def test_the_best_result_survives_a_resumption(tmp_path):
     assert training(3, (90, 60, 50), resume=False).startswith('Student: best 10.00 % error (epoch 1), last 50.00')
     resumed = training(4, (0, 0, 0, 70), resume=True)
     assert resumed == 'Student: best 10.00 % error (epoch 1), last 30.00 % error (epoch 4)'
+    more_images = training(5, (0, 0, 0, 0, 80), resume=True, images=12)
+    assert more_images == 'Student: best 10.00 % error (epoch 1), last 20.00 % error (epoch 5)'
 
 
 def test_without_a_validation_there_is_no_result(tmp_path):
