@@ -79,7 +79,7 @@ class SummaryHook(Hook):
         results = [hub.get_info(name) for name in ('best_result', 'last_result')]
         judge = judge_in(runner.cfg, results[1]['metrics'], task_of(bare_model(runner)))
         told = [f'{judge.headline(result["metrics"])} ({result["step"]})' for result in results]
-        if judge.deciding(results[0]['metrics']) is None:
+        if judge.quoted(results[0]['metrics']) and judge.deciding(results[0]['metrics']) is None:
             told[0] = 'not known (default_hooks.checkpoint.save_best and rule tell which metric decides, and how)'
         runner.logger.info('Student: best {}, last {}'.format(*told))
 

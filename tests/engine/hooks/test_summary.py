@@ -211,6 +211,21 @@ def test_best_and_last_of_several_results(tmp_path, name, values, best, last):
     assert lines.one('Student: ') == f'Student: best {best}, last {last}'
 
 
+NONE = 'no result: the evaluator gave no number'
+
+
+@pytest.mark.parametrize(('shares', 'best', 'last'), [
+    ((None, None), f'{NONE} (epoch 1)', f'{NONE} (epoch 2)'),
+    ((None, 0.1, None), '10.00 % box mAP (epoch 2)', f'{NONE} (epoch 3)')])
+def test_a_detector_that_finds_nothing_has_no_result_to_choose_from(tmp_path, shares, best, last):
+    summary = SummaryHook()
+    given = Given(summary, [{} if share is None else {'coco/bbox_mAP': share} for share in shares])
+    run = runner(tmp_path, build_model(wide_resnet()), [batch()], len(shares), sgd(), [given, summary])
+    lines = Lines(run)
+    run.train()
+    assert lines.one('Student: ') == f'Student: best {best}, last {last}'
+
+
 def test_the_best_result_survives_a_resumption(tmp_path):
     def training(epochs, values, resume, images=4):
         results = [{'accuracy/top1': float(value)} for value in values]
