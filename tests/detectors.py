@@ -131,16 +131,19 @@ def distillation(teacher: dict, student: dict, size: tuple[int, int], data: str,
     evaluator = dict(
         type='CocoMetric', ann_file=f'{data}/annotations/instances_val2017.json',
         metric=['bbox', 'segm'] if masks else 'bbox')
-    val = loader('val', load)
+    model = dict(teacher=teacher, student=student, input_size=size, **more)
+    train = loader('train', [load[0], load[2], load[1], load[3]])
+    return two_iterations('mmdet', model, train, loader('val', load), evaluator, dict(type='SGD', lr=1e-5))
+
+
+def two_iterations(scope: str, model: dict, train: dict, val: dict, evaluator: dict, optimizer: dict) -> Config:
+    """Return the config of a distillation of two iterations, each with a checkpoint, and a validation after them."""
     return Config(dict(
-        default_scope='mmdet',
-        model=dict(
-            type='overhaul.OverhaulDistiller', teacher=teacher, student=student, taps='auto', alpha='auto',
-            input_size=size, **more),
-        train_dataloader=loader('train', [load[0], load[2], load[1], load[3]]), val_dataloader=val, test_dataloader=val,
-        val_evaluator=evaluator, test_evaluator=evaluator, val_cfg={}, test_cfg={},
-        train_cfg=dict(by_epoch=False, max_iters=2, val_interval=2),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-5)), randomness=dict(seed=0), log_level='INFO',
+        default_scope=scope,
+        model=dict(type='overhaul.OverhaulDistiller', taps='auto', alpha='auto', **model),
+        train_dataloader=train, val_dataloader=val, test_dataloader=val, val_evaluator=evaluator,
+        test_evaluator=evaluator, val_cfg={}, test_cfg={}, train_cfg=dict(by_epoch=False, max_iters=2, val_interval=2),
+        optim_wrapper=dict(optimizer=optimizer), randomness=dict(seed=0), log_level='INFO',
         default_hooks=dict(
             checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False),
             logger=dict(type='LoggerHook', interval=1), calibrate=dict(type='overhaul.CalibrateHook', batches=2),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectors import run, save_teacher, train_and_resume
-from mmengine.config import Config, ConfigDict
+from detectors import run, save_teacher, train_and_resume, two_iterations
+from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from plain_process import WITHOUT_OVERHAUL
 from small_models import build_model
@@ -69,19 +69,12 @@ def config(tmp_path_factory):
                     dict(type='RawFrameDecode'), dict(type='Resize', scale=SIZE[::-1], keep_ratio=False),
                     dict(type='FormatShape', input_format='NCHW'), dict(type='PackActionInputs')]))
 
-    val, evaluator = loader('val'), dict(type='AccMetric', metric_options=dict(top_k_accuracy=dict(topk=(1, ))))
-    Config(dict(
-        default_scope='mmaction',
-        model=dict(type='overhaul.OverhaulDistiller', teacher=teacher, student=student, taps='auto', alpha='auto',
-                   input_size=SIZE, teacher_checkpoint=save_teacher(ConfigDict(teacher), str(folder / 'teacher.pth'))),
-        train_dataloader=loader('train'), val_dataloader=val, test_dataloader=val, val_evaluator=evaluator,
-        test_evaluator=evaluator, val_cfg={}, test_cfg={}, train_cfg=dict(by_epoch=False, max_iters=2, val_interval=2),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3)), randomness=dict(seed=0),
-        default_hooks=dict(
-            checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False),
-            logger=dict(type='LoggerHook', interval=1), calibrate=dict(type='overhaul.CalibrateHook', batches=2),
-            summary=dict(type='overhaul.SummaryHook'), health=dict(type='overhaul.HealthHook')),
-    )).dump(folder / 'config.py')
+    evaluator = dict(type='AccMetric', metric_options=dict(top_k_accuracy=dict(topk=(1, ))))
+    model = dict(teacher=teacher, student=student, input_size=SIZE,
+                 teacher_checkpoint=save_teacher(ConfigDict(teacher), str(folder / 'teacher.pth')))
+    two_iterations(
+        'mmaction', model, loader('train'), loader('val'), evaluator, dict(type='SGD', lr=1e-3),
+    ).dump(folder / 'config.py')
     return folder / 'config.py'
 
 

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from detectors import run, save_teacher, train_and_resume
-from mmengine.config import Config, ConfigDict
+from detectors import run, save_teacher, train_and_resume, two_iterations
+from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from plain_process import WITHOUT_OVERHAUL
 from small_models import build_model
@@ -60,22 +60,13 @@ def config(tmp_path_factory):
                 ann_file=f'annotations/person_keypoints_{split}2017.json', data_prefix=dict(img=f'{split}2017/'),
                 pipeline=pipeline))
 
-    val = loader('val', [*first, last])
+    train = loader('train', [*first, dict(type='GenerateTarget', encoder=student['head']['decoder']), last])
     evaluator = dict(type='CocoMetric', ann_file=f'{folder}/coco/annotations/person_keypoints_val2017.json')
-    Config(dict(
-        default_scope='mmpose',
-        model=dict(type='overhaul.OverhaulDistiller', teacher=teacher, student=student, taps='auto', alpha='auto',
-                   input_size=SIZE, teacher_checkpoint=save_teacher(ConfigDict(teacher), str(folder / 'teacher.pth'))),
-        train_dataloader=loader(
-            'train', [*first, dict(type='GenerateTarget', encoder=student['head']['decoder']), last]),
-        val_dataloader=val, test_dataloader=val, val_evaluator=evaluator, test_evaluator=evaluator, val_cfg={},
-        test_cfg={}, train_cfg=dict(by_epoch=False, max_iters=2, val_interval=2),
-        optim_wrapper=dict(optimizer=dict(type='Adam', lr=5e-4)), randomness=dict(seed=0),
-        default_hooks=dict(
-            checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False),
-            logger=dict(type='LoggerHook', interval=1), calibrate=dict(type='overhaul.CalibrateHook', batches=2),
-            summary=dict(type='overhaul.SummaryHook'), health=dict(type='overhaul.HealthHook')),
-    )).dump(folder / 'config.py')
+    model = dict(teacher=teacher, student=student, input_size=SIZE,
+                 teacher_checkpoint=save_teacher(ConfigDict(teacher), str(folder / 'teacher.pth')))
+    two_iterations(
+        'mmpose', model, train, loader('val', [*first, last]), evaluator, dict(type='Adam', lr=5e-4),
+    ).dump(folder / 'config.py')
     return folder / 'config.py'
 
 
