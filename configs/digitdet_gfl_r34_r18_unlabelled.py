@@ -2,8 +2,8 @@
 
     python tools/train.py configs/digitdet_gfl_r34_r18_unlabelled.py
 
-A batch has two scenes with boxes and six without, in the place of 16 with boxes, and there are 1,200 batches in the
-place of 600: as many scenes as there. All else is as there. What it brings: docs/evidence.md.
+A batch has two scenes with boxes and six without, instead of 16 with boxes. There are 1,200 batches instead of 600, so
+the number of scenes is the same. All else is as in that config. The results are in docs/evidence.md.
 """
 
 _base_ = 'digitdet_gfl_r34_r18.py'

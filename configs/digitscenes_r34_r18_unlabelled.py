@@ -2,8 +2,8 @@
 
     python tools/train.py configs/digitscenes_r34_r18_unlabelled.py
 
-A batch has two scenes with masks and six without, in the place of 16 with masks; there are 2,000 batches in the place
-of 600, and alpha is 16 times as large. How this was chosen, and what it brings over five seeds: docs/evidence.md.
+A batch has two scenes with masks and six without, instead of 16 with masks. There are 2,000 batches instead of 600, and
+alpha is 16 times as large. docs/evidence.md says how this was chosen, and has the results over five seeds.
 """
 
 _base_ = 'digitscenes_r34_r18.py'
