@@ -33,6 +33,7 @@ def garbage_is_collected_when_there_is_much():
     base_dataset.gc = SimpleNamespace(collect=lambda: None)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -99,3 +99,15 @@ def test_a_file_that_is_named_is_there(page):
         assert (ROOT / path).is_file(), path
     for name in set(re.findall(r'\bconfigs/(\w+\.py)\b', PAGES[page])):
         assert name in SHIPPED, name
+
+
+# All modules but what several hooks ask of a runner.
+MODULES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('overhaul/**/*.py') if path.name[0] != '_'}
+                 - {'overhaul/engine/runner.py'})
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_where_to_change_it_is_told_of_each_module_or_its_folder(module):
+    section = PAGES['README.md'].partition('## Where do I change')[2].partition('\n## ')[0]
+    linked = re.findall(r'\((overhaul[^)]*)\)', ''.join(re.findall(r'^\|.*', section, re.MULTILINE)))
+    assert {module, *map(str, Path(module).parents)} & set(linked)
