@@ -26,11 +26,12 @@ import torch
 from mmengine.config import Config
 from mmengine.config import config as config_files
 from mmengine.config import utils as config_utils
+from mmengine.dataset import InfiniteSampler
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook, checkpoint_hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODEL_WRAPPERS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -307,6 +308,26 @@ def never_run_checkpoints(runner: Runner) -> None:
             checkpoint.get('meta', {}).pop('config', None)
 
     runner.register_hook(ForgetConfig())
+
+
+def refuse_endless_epochs(runner: Runner) -> None:
+    """Keep ``runner`` from an epoch that has no end, with no validation and no checkpoint after it.
+
+    That is what mmengine 0.10.7 begins where a training by epochs has an InfiniteSampler, as a config by iterations
+    has that is changed to epochs. Delete when it refuses that.
+    """
+    class LookAtSampler(Hook):
+        priority = 'VERY_HIGH'
+
+        def before_train(self, runner: Runner) -> None:
+            loop = runner.train_loop
+            if isinstance(loop, EpochBasedTrainLoop) and isinstance(loop.dataloader.sampler, InfiniteSampler):
+                raise ValueError(
+                    'The training goes by epochs, and the InfiniteSampler of its train_dataloader has no end: the '
+                    'first epoch would go on for ever. Take sampler=dict(type="DefaultSampler", shuffle=True), or go '
+                    'by iterations, with train_cfg=dict(type="IterBasedTrainLoop", max_iters=...).')
+
+    runner.register_hook(LookAtSampler())
 
 
 def never_change_rate(runner: Runner) -> None:

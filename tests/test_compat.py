@@ -14,11 +14,13 @@ from mmcv.utils import collect_env
 from mmcv.utils.ext_loader import check_ops_exist
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import revert_sync_batchnorm
-from small_models import batch, build_distiller, runner, sgd
+from small_models import batch, build_distiller, loader, runner, sgd
 from strangers_files import Call
 from torch import nn
+from torch.utils.data import DataLoader
 
 import overhaul
 from overhaul import compat
@@ -259,6 +261,24 @@ def test_a_training_whose_optimizer_has_other_groups_is_not_resumed(tmp_path):
     compat.never_change_rate(resumed)
     with pytest.raises(ValueError, match=r'in groups, 1 in number, and that of this config has \d\d: optim'):
         resumed.train()
+
+
+def test_an_epoch_without_an_end_is_refused(tmp_path):
+    images = loader([batch()])
+
+    def training(sampler):
+        return runner(tmp_path, build_distiller(), [batch()], 1, sgd(), experiment_name=f'{tmp_path} {sampler}',
+                      train_dataloader=DataLoader(images.dataset, 4, sampler=sampler, collate_fn=images.collate_fn))
+
+    for sampler in (InfiniteSampler(images.dataset), DefaultSampler(images.dataset)):
+        run = training(sampler)
+        compat.refuse_endless_epochs(run)
+        if isinstance(sampler, InfiniteSampler):
+            with pytest.raises(ValueError, match='the first epoch would go on for ever'):
+                run.train()
+        else:
+            run.train()
+    assert run.iter == 1
 
 
 def test_the_metafiles_of_a_zoo_are_read_once():

@@ -133,6 +133,7 @@ def train(arguments: argparse.Namespace) -> None:
                 runner.logger.info(f'No checkpoint to resume in {cfg.work_dir}: the training begins anew.')
             compat.never_run_checkpoints(runner)
             compat.never_change_rate(runner)
+            compat.refuse_endless_epochs(runner)
             exact_resume.prepare(runner)
             same_start.prepare(runner)
             same_training.prepare(runner)

@@ -18,13 +18,14 @@ from overhaul.files.weights import checksum
 from overhaul.method.distiller import OverhaulDistiller
 from overhaul.tasks import names_of, other_label, task_of
 
-# What in a config makes a training the one that it is. Its length, its validations and its checkpoints are free.
+# What in a config makes a training the one that it is. Its length, and how often it is validated and saved, are free.
 _DECISIVE = ('model', 'optim_wrapper', 'param_scheduler', 'train_dataloader', 'custom_hooks', 'val_evaluator')
 _DECISIVE_PARTS = (('train_cfg', 'by_epoch'), ('val_dataloader', 'dataset'))
 # What changes nothing that is learnt, or only the weights that it begins with. A teacher is compared by its own.
 _FREE = re.compile(
     r'train_dataloader\.(num_workers|persistent_workers|pin_memory|prefetch_factor|timeout)|'
-    r'model\.teacher_checkpoint.*|.*\b(student_checkpoint|init_cfg|pretrained)\b.*|param_scheduler(\.\d+)?\.end')
+    r'model\.teacher_checkpoint.*|(?!model\.teacher\.).*\b(student_checkpoint|init_cfg|pretrained)\b.*|'
+    r'param_scheduler(\.\d+)?\.end')
 _KEY, _TEACHER, _IMAGES = 'overhaul_training', 'checksum of the teacher', 'number of training images'
 _MOST, _WIDTH = 5, 60
 

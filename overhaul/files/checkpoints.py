@@ -102,14 +102,15 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
         ValueError: If all are damaged.
     """
     pointer = Path(work_dir, 'last_checkpoint')  # which may be of a moved folder, or behind what was saved last
-    folders = {Path(work_dir)}
+    folders, kind = {Path(work_dir)}, ''
     if pointer.is_file():
         pointed = Path(pointer.read_text(errors='replace').strip())
+        kind = pointed.name.partition('_')[0]  # a number of epochs is another one than that of iterations
         if not Path(work_dir, pointed.name).exists():  # else this is a copy, and where it is from may have gone on
             folders.add(pointed.parent)
     numbers = {path: int(match[1]) for folder in folders for path in folder.glob('*.pth')
                if (match := re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', path.name))}
-    for path in sorted(numbers, key=numbers.get, reverse=True):
+    for path in sorted(numbers, key=lambda path: (path.name.startswith(kind), numbers[path]), reverse=True):
         try:
             read_checkpoint(str(path))
             return str(path)

@@ -121,6 +121,14 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_named(whole, tmp_p
     assert latest_checkpoint(tmp_path / 'elsewhere') is None
 
 
+def test_epochs_and_iterations_in_one_work_directory(whole, tmp_path):
+    for name in ('epoch_2.pth', 'epoch_1.pth', 'iter_9.pth'):
+        shutil.copy(whole / 'epoch_2.pth', tmp_path / name)
+    for last, latest in (('epoch_1.pth', 'epoch_2.pth'), ('iter_9.pth', 'iter_9.pth')):
+        (tmp_path / 'last_checkpoint').write_text(str(tmp_path / last))
+        assert latest_checkpoint(tmp_path) == str(tmp_path / latest)
+
+
 def test_a_copy_of_a_work_directory_goes_on_from_its_own_checkpoints(whole, tmp_path):
     copied, moved = tmp_path / 'copied', tmp_path / 'moved'
     copied.mkdir()

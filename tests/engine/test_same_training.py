@@ -22,7 +22,8 @@ from overhaul.registry import MODELS
 
 SGD = dict(type='SGD', lr=0.1, momentum=0.9)
 BEGUN = dict(
-    model=dict(alpha=1, teacher_checkpoint='there.pth', student=dict(pretrained='a.pth')),
+    model=dict(alpha=1, teacher_checkpoint='there.pth', student=dict(pretrained='a.pth'),
+               teacher=dict(backbone=dict(init_cfg=dict(checkpoint='t.pth')))),
     train_dataloader=dict(batch_size=4, num_workers=2, dataset=dict(type='Digits', labels_per_class=5)),
     val_dataloader=dict(batch_size=4, dataset=dict(ann_file='val.txt')),
     train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=1), optim_wrapper=dict(optimizer=SGD),
@@ -72,6 +73,7 @@ def test_what_is_no_other_training_is_free(begun, changes, tmp_path):
     ({'train_dataloader.dataset.labels_per_class': 9}, 'train_dataloader.dataset.labels_per_class was 5 and is 9. Fr'),
     ({'optim_wrapper.optimizer.weight_decay': 0.1}, 'optim_wrapper.optimizer.weight_decay was not set and is 0.1'),
     ({'model.alpha': 2, 'param_scheduler.0.T_max': 3}, 'model.alpha was 1 and is 2; param_scheduler.0.T_max was'),
+    ({'model.teacher.backbone.init_cfg.checkpoint': 'u.pth'}, "init_cfg.checkpoint was 't.pth' and is 'u.pth'"),
     ({'custom_hooks': []}, "custom_hooks.0.type was 'EMAHook' and is not set; custom_hooks.0.momentum was"),
     ({'val_dataloader.dataset.ann_file': 'x' * 99}, "ann_file was 'val.txt' and is 'xxx")])
 def test_what_makes_another_training_is_told_once(begun, changes, told, tmp_path):
