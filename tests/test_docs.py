@@ -54,6 +54,9 @@ QUICK = {
     SCENES: [*TWO_ITERATIONS, 'val_dataloader.dataset.length=4'],
     BOXES: [*TWO_ITERATIONS, 'val_dataloader.dataset.length=4', 'model.student.test_cfg.score_thr=0'],
 }
+QUICK.update({
+    config.replace('.py', '_unlabelled.py'): [*QUICK[config], 'train_dataloader.unlabelled.dataset.length=8']
+    for config in (SCENES, BOXES)})
 # Whose weights the pages download, by how the name of the file begins.
 DOWNLOADS = {
     'resnet18': 'mmpretrain::resnet/resnet18_8xb32_in1k.py',
@@ -194,7 +197,7 @@ PLACEHOLDERS = {
     'CONFIG': DIGITS, 'CHECKPOINT': 'work_dirs/digits_wrn16_2_wrn10_1/iter_200.pth'}
 
 
-@pytest.mark.parametrize(('of_mmdet', 'files'), [(False, 10), pytest.param(True, 2, marks=pytest.mark.detection)])
+@pytest.mark.parametrize(('of_mmdet', 'files'), [(False, 12), pytest.param(True, 3, marks=pytest.mark.detection)])
 def test_every_command_of_the_evidence_makes_what_it_should(of_mmdet, files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')

@@ -34,9 +34,9 @@ def mean_and_interval(sample):
 
 def command(name):
     """The words of the command whose CSV has that name."""
-    blocks = re.findall(r'```bash\n(.*?)```', PAGE, re.S)
-    (block, ) = [block for block in blocks if f'--csv docs/results/{name}.csv' in block]
-    return shlex.split(block.replace('\\\n', ' ').splitlines()[0])
+    lines = ''.join(re.findall(r'```bash\n(.*?)```', PAGE, re.S)).replace('\\\n', ' ').splitlines()
+    (line, ) = [line for line in lines if f'--csv docs/results/{name}.csv' in line]
+    return shlex.split(line)
 
 
 VARIANTS = ' '.join(command('ablations')).split('--variant ')[1:]
@@ -87,6 +87,29 @@ def test_boxes():
          f'{100 * teacher["coco/bbox_mAP"]:.2f}']]
     told = ' and '.join(f'{stats.ttest_rel(*column.values()).pvalue:.0e}' for column in columns)
     assert f'paired tests have p = {told.replace("e-0", "e-")}' in ' '.join(PAGE.split())
+
+
+def test_scenes_without_labels():
+    expected = []
+    for name, config, unit, same in (
+            ('segmentation, mIoU', 'digitscenes_r34_r18', '% mIoU', 'scenes_longer'),
+            ('detection, mAP50', 'digitdet_gfl_r34_r18', '% box mAP50', None)):
+        alone, distilled, ours, longer = (
+            next(iter(read_results(ROOT / f'docs/results/{file}.csv').units[unit][side].values())) if file else []
+            for file, side in ((config, 'alone'), (config, 'distilled'), (f'{config}_unlabelled', 'distilled'),
+                               (same, 'distilled')))
+        for file, sample in ((f'{config}_unlabelled', ours), (same, longer)):
+            if file:
+                words = command(file)
+                assert len(sample) == int(words[words.index('--seeds') + 1])
+        before = longer or distilled
+        pairs = list(zip(before, ours))
+        expected.append([
+            name, str(len(ours)), *(f'{np.mean(sample[:len(ours)]):.2f}' for sample in (alone, distilled)),
+            mean_and_interval(longer) if longer else '', mean_and_interval(ours), f'{min(ours):.2f} to {max(ours):.2f}',
+            f'{stats.ttest_rel(*zip(*pairs)).pvalue:.1g}'])
+        assert f'{mean_and_interval(ours)} %' in (ROOT / 'README.md').read_text()
+    assert rows('Scenes without labels') == expected
 
 
 def test_label_budget():
