@@ -99,7 +99,8 @@ def test(arguments: argparse.Namespace) -> None:
             check_teacher(model, student, runner.test_dataloader.dataset)
         load_weights(model, checkpoint)
         reason = task_of(model).cannot_be_judged_on(
-            runner.test_dataloader.dataset, trained_on=student_of(model).dataset_meta['classes'])
+            runner.test_dataloader.dataset, student_of(model).dataset_meta['classes'],
+            getattr(runner.test_evaluator, 'metrics', ()))
         if reason is not None:
             raise ValueError(reason)
         metrics = runner.test()

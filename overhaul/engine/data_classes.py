@@ -34,6 +34,7 @@ def check(runner: Runner) -> None:
     task, train = task_of(bare_model(runner)), runner.train_dataloader.dataset
     reason = task.cannot_learn_from(train)
     if reason is None and runner.val_loop is not None:
-        reason = task.cannot_be_judged_on(runner.val_dataloader.dataset, trained_on=names_of(train))
+        reason = task.cannot_be_judged_on(
+            runner.val_dataloader.dataset, names_of(train), getattr(runner.val_evaluator, 'metrics', ()))
     if reason is not None:
         raise ValueError(reason)

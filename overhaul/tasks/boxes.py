@@ -104,6 +104,23 @@ def _no_boxes(images: Sequence[Mapping], annotations: Sequence[Mapping]) -> str 
     return None
 
 
+def other_truth(dataset: object, metrics: Sequence[object]) -> str | None:
+    """Say that an evaluator in COCO's format compares with another file than that of the data."""
+    advice = 'Name the file of the data as ann_file of the val_evaluator, or test_evaluator, too.'
+    for truth in filter(None, (getattr(metric, '_coco_api', None) for metric in metrics)):
+        known = {category['name'] for category in truth.cats.values()}
+        missing = [name for name in names_of(dataset) if name not in known]
+        if missing:
+            return f'their evaluator compares with another file, which has not the class "{missing[0]}". {advice}'
+        for index in range(0, len(dataset), -(-len(dataset) // _LOOKED_AT)):
+            image = dataset.get_data_info(index)
+            name, other = Path(image['img_path']).name, truth.imgs.get(image['img_id'])
+            if other is None or Path(other.get('file_name', name)).name != name:
+                return (f'their evaluator compares with another file, in which "{name}" has not the id '
+                        f'{image["img_id"]!r}. {advice}')
+    return None
+
+
 def wrong_boxes(dataset: object) -> str | None:
     """Say that there is no box, or which one is outside its image, of up to a thousand images."""
     if not hasattr(dataset, 'get_data_info') or not len(dataset):

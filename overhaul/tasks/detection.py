@@ -11,7 +11,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
 from overhaul.registry import TASKS
-from overhaul.tasks.boxes import wrong_boxes, wrong_in_file
+from overhaul.tasks.boxes import other_truth, wrong_boxes, wrong_in_file
 from overhaul.tasks.results import Quote
 from overhaul.tasks.task import Graph, Outputs, Task, classes_of, is_a
 
@@ -103,8 +103,12 @@ class Detection(Task):
                 return f'The training data "{getattr(part, "ann_file", "")}" are not what they should be: {reason}'
         return super().cannot_learn_from(dataset)
 
-    def cannot_be_judged_on(self, dataset: object, trained_on: Sequence[str] = ()) -> str | None:
-        """Return why not, of data of other classes than theirs, or of fewer: mmdet's evaluator would fail at a box."""
+    def cannot_be_judged_on(
+            self, dataset: object, trained_on: Sequence[str] = (), metrics: Sequence[object] = ()) -> str | None:
+        """Return why not, of data of other classes than theirs, or of fewer: mmdet's evaluator would fail at a box.
+
+        And where it reads another file than the data: it would fail, or compare with the boxes of other images.
+        """
         own, texts = self.num_classes, hasattr(self.model, 'language_model')  # whose classes are in the samples
         for part in _parts(dataset):
             given, reason = classes_of(part), wrong_in_file(part)
@@ -113,7 +117,10 @@ class Detection(Task):
                           'that it finds boxes of classes that they do not know. Give its head as many.')
             if reason is not None:
                 return f'The data "{getattr(part, "ann_file", "")}" to validate or test on cannot be used: {reason}'
-        return super().cannot_be_judged_on(dataset, trained_on)
+        reason = other_truth(dataset, metrics)
+        if reason is not None:
+            return f'The data to validate or test on cannot be used: {reason}'
+        return super().cannot_be_judged_on(dataset, trained_on, metrics)
 
     def cannot_judge(self, dataset: object, student: Task) -> str | None:
         """Return why not, for a detector that gives no masks where the student does, too."""

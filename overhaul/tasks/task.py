@@ -166,12 +166,14 @@ class Task:
                     'as many.')
         return None
 
-    def cannot_be_judged_on(self, dataset: object, trained_on: Sequence[str] = ()) -> str | None:
+    def cannot_be_judged_on(
+            self, dataset: object, trained_on: Sequence[str] = (), metrics: Sequence[object] = ()) -> str | None:
         """Return why the model cannot be validated or tested on ``dataset``, and what to do; None if it can.
 
         Args:
             dataset: The data.
             trained_on: Names of the classes that it learns or has learnt, where they are known.
+            metrics: What the results are compared by, which may read a file of their own.
         """
         names = names_of(dataset)
         label = other_label(trained_on, names)

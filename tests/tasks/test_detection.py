@@ -267,6 +267,25 @@ def test_data_on_which_the_evaluator_would_fail_are_refused_before_the_training(
 
 
 @pytest.mark.parametrize(('edit', 'expected'), [
+    (rename(person='zebra'), 'another file, which has not the class "person". Name the file of the data as ann_file'),
+    (edited(lambda content: [image.update(id=image['id'] + 9) for image in content['images']]),
+     'another file, in which "000000000000.jpg" has not the id 0. Name the file of the data as ann_file'),
+    (edited(lambda content: [image.update(file_name='other.jpg') for image in content['images']]),
+     'another file, in which "000000000000.jpg" has not the id 0')])
+def test_an_evaluator_of_another_file_is_told_before_the_training(edit, expected, coco, tmp_path):
+    (tmp_path / 'other.json').write_text(edit((coco / 'annotations/instances_val2017.json').read_text()))
+    cfg = distillation(retinanet(), retinanet(), SIZE, coco)
+    cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = str(tmp_path / 'other.json')
+    cfg.dump(tmp_path / 'config.py')
+    save_teacher(cfg.model.student, str(tmp_path / 'some.pth'))
+    for command, arguments in ((train, ()), (test, (tmp_path / 'some.pth', ))):
+        with pytest.raises(ValueError, match=expected):
+            run(command, tmp_path / 'config.py', *arguments, '--work-dir', tmp_path / 'work', '--cfg-options',
+                f'experiment_name={tmp_path.name}{command.__name__}')
+    assert not list(tmp_path.glob('work/*.pth'))
+
+
+@pytest.mark.parametrize(('edit', 'expected'), [
     (lambda text: '{}', r'VOCDataset cannot read .+: ParseError, not well-formed'),
     (lambda text: re.sub(r'<xmin>\d+', '<xmin>500', re.sub(r'<xmax>\d+', '<xmax>520', text)),
      r'the box 499, \d+, 519, \d+ of ".+trainval_000000.jpg", of 96x64 pixels, has no part of the image in it')])
@@ -406,7 +425,7 @@ def test_a_dry_run_reads_no_file_of_the_data(coco, tmp_path):
     cfg = distillation(retinanet(16), mask_rcnn(), SIZE, 'nowhere', masks=True, tap_neck=True)
     cfg.train_dataloader.batch_sampler = dict(type='AspectRatioBatchSampler')  # as most configs of mmdet have it
     cfg.dump(tmp_path / 'config.py')
-    told = run(train, tmp_path / 'config.py', '--dry-run')
+    told = run(train, tmp_path / 'config.py', '--dry-run', '--cfg-options', 'experiment_name=dry_run_of_boxes')
     assert 'Dry run: ok. 2 training steps and 1 validation step' in told
     assert re.search(r'neck\.fpn_convs\.0\.conv +8 +8x12 +data +neck\.fpn_convs\.1\.conv +8 +8x12 +0\.25', told)
 
