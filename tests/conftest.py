@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import quick_python
+import torch
 from mmengine.dataset import base_dataset
 from mmengine.registry import DefaultScope
 
@@ -42,6 +43,15 @@ def operators_of_onnx_are_listed_once():
     with suppress(ImportError):
         from torch.onnx._internal.exporter._registration import onnxscript_apis
         onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
+
+
+@pytest.fixture(scope='session')
+def onnxruntime():
+    """The package, where this torch can write graphs for it."""
+    if torch.__version__ < (2, 7):
+        pytest.skip('writing ONNX needs torch 2.7')
+    pytest.importorskip('onnxscript')
+    return pytest.importorskip('onnxruntime')
 
 
 @pytest.fixture(autouse=True)

@@ -149,8 +149,7 @@ def test_the_student_alone_is_exported_likewise(trained, tmp_path):
 
 
 @pytest.mark.quick
-def test_the_graph_answers_as_the_model_for_other_batches_and_sizes(trained, tmp_path):
-    onnxruntime = pytest.importorskip('onnxruntime')
+def test_the_graph_answers_as_the_model_for_other_batches_and_sizes(trained, tmp_path, onnxruntime):
     task, student, folder = trained
     report = export_student(
         folder / 'config.py', folder / 'epoch_1.pth', tmp_path / 'student.pth', tmp_path / 'graph.onnx')
@@ -170,8 +169,7 @@ def test_the_graph_answers_as_the_model_for_other_batches_and_sizes(trained, tmp
         np.testing.assert_allclose(given, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_graph_that_is_not_the_model_is_refused(tmp_path, monkeypatch):
-    pytest.importorskip('onnxruntime')
+def test_a_graph_that_is_not_the_model_is_refused(tmp_path, monkeypatch, onnxruntime):
     write = torch.onnx.export
 
     def write_wrongly(model, *arguments, **more):
@@ -188,8 +186,7 @@ def test_a_graph_that_is_not_the_model_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_is_no_graph_is_refused_in_one_sentence(tmp_path):
-    pytest.importorskip('onnxscript')
+def test_a_model_that_is_no_graph_is_refused_in_one_sentence(tmp_path, onnxruntime):
     model = build_model(wide_resnet()).eval()
     model.head.fc.register_forward_hook(lambda module, images, logits: logits if logits.max() > 0 else -logits)
     with pytest.raises(ValueError, match='cannot write the ImageClassifier as a graph .GuardOn.*Leave --onnx out'):
@@ -259,9 +256,9 @@ def test_what_replaces_a_type_is_what_it_extends():
     ('student.pth', 'graph.pb', 'error: "graph.pb" does not end in .onnx'),
     ('student.pth', 'graph.onnx', 'error: The graph of the ImageClassifier is for one size .* Add --size HEIGHT WIDTH'),
 ])
-def test_a_mistake_is_one_paragraph_and_writes_nothing(out, onnx, message, tmp_path, monkeypatch):
+def test_a_mistake_is_one_paragraph_and_writes_nothing(out, onnx, message, tmp_path, monkeypatch, request):
     if onnx and onnx.startswith('graph.onnx'):
-        pytest.importorskip('onnxscript')
+        request.getfixturevalue('onnxruntime')
     monkeypatch.chdir(tmp_path)
     Path('config.py').write_text(f'_base_ = {str(DIGITS)!r}')
     Path('weights.pth').write_bytes(DIGITS_WEIGHTS.read_bytes())
