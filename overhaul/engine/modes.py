@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from overhaul.engine.runner import bare_model
+from overhaul.method.memory_format import give_operators_plain_maps
 from overhaul.registry import HOOKS, OPTIM_WRAPPERS, is_type, nearest, type_name
 
 MODES = ('bfloat16', 'channels_last', 'compile')
@@ -76,7 +77,8 @@ class ChannelsLastHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Convert the weights; features follow."""
-        bare_model(runner).to(memory_format=torch.channels_last)
+        model = bare_model(runner).to(memory_format=torch.channels_last)
+        give_operators_plain_maps(model)
 
 
 @HOOKS.register_module()

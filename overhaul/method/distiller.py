@@ -24,7 +24,7 @@ from overhaul.method import recipe
 from overhaul.method.arguments import check_batch_norm, check_kind, check_size, check_taps
 from overhaul.method.at_once import at_once, possible
 from overhaul.method.labelled_part import LabelledPart
-from overhaul.method.memory_format import quickest
+from overhaul.method.memory_format import give_operators_plain_maps, quickest
 from overhaul.method.normalization import Renormalize
 from overhaul.method.stages import auto_taps, head_taps
 from overhaul.method.taps import Tap, Taps, blank_batch
@@ -156,6 +156,7 @@ class OverhaulDistiller(BaseModel):
         teacher = with_preprocessor(model_of(teacher), student.get('data_preprocessor'))
         self._take_student(student_model, student_checkpoint, task, teacher)
         missing = self._take_teacher(teacher, teacher_checkpoint, task, taps, tap_neck)
+        give_operators_plain_maps(self.teacher)  # its maps are channels-last on a CPU
         self.renormalize = _renormalize(self.student, self.teacher)
 
         if taps == 'auto':

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small_models import batch, build_distiller
+from small_models import batch, build_distiller, segmentor
 from torch import nn
 
-from overhaul.method.memory_format import quickest
+from overhaul.method.memory_format import give_operators_plain_maps, quickest
 
 CHANNELS_LAST = torch.channels_last
 
@@ -87,3 +87,31 @@ def test_a_distance_that_takes_views_is_refused_with_what_to_do():
     model.distill_loss.forward = lambda student, teacher: (student.view(4, -1) - teacher.view(4, -1)).square().sum()
     with pytest.raises(ValueError, match='Take reshape in the place of view'):
         model.loss(*batch())
+
+
+@pytest.mark.quick
+def test_operators_of_mmcv_get_plain_maps():
+    """The compiled ones read others as if they were plain."""
+    from mmcv.ops import RoIAlign
+    deformable = dict(dcn=dict(type='DCN', deform_groups=1), stage_with_dcn=(False, False, False, True))
+    teacher, student = segmentor(4), segmentor(2)
+    teacher['backbone'] = dict(type='ResNet', depth=50, base_channels=4, stem_channels=4, **deformable)
+    teacher['decode_head']['in_channels'] = 128
+    model = build_distiller(
+        teacher=teacher, student=student, input_size=(96, 96),
+        taps=[dict(teacher='backbone.layer4.2.relu:input', student='backbone.layer4.1.relu:input')],
+        data_preprocessor=dict(type='mmseg.SegDataPreProcessor', size=(96, 96)))
+    first, pool = model.teacher.backbone.layer4[0], RoIAlign(2)
+    given = []
+    first.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].is_contiguous()))
+    first.conv2.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].is_contiguous()))
+    with torch.no_grad():
+        model.eval().teacher_features(torch.randn(2, 3, 96, 96))
+    assert given == [False, True]
+
+    maps, box = torch.randn(1, 3, 8, 8), torch.tensor([[0., 1, 1, 6, 7]])
+    expected = pool(maps, box)
+    for _ in range(2):
+        give_operators_plain_maps(pool)
+    assert len(pool._forward_pre_hooks) == 1
+    assert pool(maps.contiguous(memory_format=CHANNELS_LAST), box).equal(expected)
