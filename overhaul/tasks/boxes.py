@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmengine.fileio import get_local_path
 
+from overhaul.registry import counted
 from overhaul.tasks.task import names_of
 
 _LOOKED_AT = 1000  # images whose boxes are looked at before a training
@@ -118,6 +119,12 @@ def other_truth(dataset: object, metrics: Sequence[object]) -> str | None:
             if other is None or Path(other.get('file_name', name)).name != name:
                 return (f'their evaluator compares with another file, in which "{name}" has not the id '
                         f'{image["img_id"]!r}. {advice}')
+        seen = {dataset.get_data_info(index)['img_id'] for index in range(len(dataset))}
+        unseen = [image for image, boxes in truth.imgToAnns.items() if boxes and image not in seen]
+        if unseen:
+            return (f'their evaluator would count the boxes of {counted(len(unseen), "image")} that the data have not, '
+                    f'such as the one with the id {unseen[0]!r}, as missed. Give data and evaluator the same file, or '
+                    'the evaluator no ann_file: then it compares with the boxes of the data')
     return None
 
 

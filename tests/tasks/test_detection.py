@@ -271,7 +271,10 @@ def test_data_on_which_the_evaluator_would_fail_are_refused_before_the_training(
     (edited(lambda content: [image.update(id=image['id'] + 9) for image in content['images']]),
      'another file, in which "000000000000.jpg" has not the id 0. Name the file of the data as ann_file'),
     (edited(lambda content: [image.update(file_name='other.jpg') for image in content['images']]),
-     'another file, in which "000000000000.jpg" has not the id 0')])
+     'another file, in which "000000000000.jpg" has not the id 0'),
+    (edited(lambda content: (content['images'].append(dict(content['images'][0], id=77)),
+                             content['annotations'].append(dict(content['annotations'][0], id=777, image_id=77)))),
+     'would count the boxes of 1 image that the data have not, such as the one with the id 77, as missed')])
 def test_an_evaluator_of_another_file_is_told_before_the_training(edit, expected, coco, tmp_path):
     (tmp_path / 'other.json').write_text(edit((coco / 'annotations/instances_val2017.json').read_text()))
     cfg = distillation(retinanet(), retinanet(), SIZE, coco)
