@@ -113,18 +113,20 @@ def other_truth(dataset: object, metrics: Sequence[object]) -> str | None:
         missing = [name for name in names_of(dataset) if name not in known]
         if missing:
             return f'their evaluator compares with another file, which has not the class "{missing[0]}". {advice}'
-        for index in range(0, len(dataset), -(-len(dataset) // _LOOKED_AT)):
-            image = dataset.get_data_info(index)
+        seen = set()
+        for image in map(dataset.get_data_info, range(len(dataset))):
             name, other = Path(image['img_path']).name, truth.imgs.get(image['img_id'])
             if other is None or Path(other.get('file_name', name)).name != name:
                 return (f'their evaluator compares with another file, in which "{name}" has not the id '
                         f'{image["img_id"]!r}. {advice}')
-        seen = {dataset.get_data_info(index)['img_id'] for index in range(len(dataset))}
-        unseen = [image for image, boxes in truth.imgToAnns.items() if boxes and image not in seen]
+            seen.add(image['img_id'])
+        wanted = {key for key, category in truth.cats.items() if category['name'] in names_of(dataset)}
+        unseen = [image for image in truth.imgs if image not in seen and any(
+            box['category_id'] in wanted and not box.get('iscrowd') for box in truth.imgToAnns[image])]
         if unseen:
             return (f'their evaluator would count the boxes of {counted(len(unseen), "image")} that the data have not, '
-                    f'such as the one with the id {unseen[0]!r}, as missed. Give data and evaluator the same file, or '
-                    'the evaluator no ann_file: then it compares with the boxes of the data')
+                    f'such as the one with the id {unseen[0]!r}, as missed. Give data and evaluator the same file, of '
+                    'the images that are meant.')
     return None
 
 

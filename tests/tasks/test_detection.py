@@ -31,6 +31,7 @@ from overhaul.files.settings import read_config
 from overhaul.method.stages import auto_taps, find_levels
 from overhaul.reports import pictures
 from overhaul.tasks import Detection, task_of
+from overhaul.tasks.boxes import other_truth
 from overhaul.tasks.results import Judge
 
 pytestmark = pytest.mark.detection
@@ -286,6 +287,21 @@ def test_an_evaluator_of_another_file_is_told_before_the_training(edit, expected
             run(command, tmp_path / 'config.py', *arguments, '--work-dir', tmp_path / 'work', '--cfg-options',
                 f'experiment_name={tmp_path.name}{command.__name__}')
     assert not list(tmp_path.glob('work/*.pth'))
+
+
+@pytest.mark.parametrize(('more', 'told'), [
+    ({}, True), (dict(iscrowd=1), False), (dict(image_id=78), False), (dict(category_id='of another class'), False)])
+def test_boxes_that_an_evaluator_does_not_count_are_none_that_the_data_lack(more, told, coco, tmp_path):
+    from mmdet.evaluation import CocoMetric
+    from mmdet.registry import DATASETS
+    content = json.loads((coco / 'annotations/instances_val2017.json').read_text())
+    content['images'].append(dict(content['images'][0], id=77))
+    content['categories'].append(dict(content['categories'][0], id='of another class', name='unicorn'))
+    content['annotations'].append(dict(content['annotations'][0], id=777, image_id=77) | more)
+    (tmp_path / 'other.json').write_text(json.dumps(content))
+    data = distillation(retinanet(), retinanet(), SIZE, coco).val_dataloader.dataset
+    dataset = DATASETS.build(dict(data, pipeline=[]))
+    assert bool(other_truth(dataset, [CocoMetric(str(tmp_path / 'other.json'))])) == told
 
 
 @pytest.mark.parametrize(('edit', 'expected'), [
